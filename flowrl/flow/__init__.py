@@ -1,0 +1,38 @@
+"""What a flow is: paths, fields, transitions, dynamics, trajectories. One legend: t = 1 is noise, t = 0 is data."""
+
+from flowrl.flow.condition import Condition
+from flowrl.flow.dynamics import CPS, ODE, DanceSDE, Dynamics, FlowSDE
+from flowrl.flow.field import ClassifierFreeGuidance, DiffusionField, VelocityField, evaluations_per_state
+from flowrl.flow.matching import flow_matching_loss, logit_normal_times
+from flowrl.flow.path import PREDICTIONS, AffinePath, Endpoints, PathSample, RectifiedFlow, VariancePreserving
+from flowrl.flow.times import dynamic_shift, shift_time, shifted_times
+from flowrl.flow.trajectory import Sampler, Trajectory
+from flowrl.flow.transition import Reduction, Transition
+
+__all__ = [
+    "CPS",
+    "ODE",
+    "PREDICTIONS",
+    "AffinePath",
+    "ClassifierFreeGuidance",
+    "Condition",
+    "DanceSDE",
+    "DiffusionField",
+    "Dynamics",
+    "Endpoints",
+    "FlowSDE",
+    "PathSample",
+    "RectifiedFlow",
+    "Reduction",
+    "Sampler",
+    "Trajectory",
+    "Transition",
+    "VariancePreserving",
+    "VelocityField",
+    "dynamic_shift",
+    "evaluations_per_state",
+    "flow_matching_loss",
+    "logit_normal_times",
+    "shift_time",
+    "shifted_times",
+]

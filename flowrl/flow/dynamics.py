@@ -1,0 +1,152 @@
+"""Dynamics: from a velocity at time t to the distribution of the state at time s < t.
+
+All are ``x_s = a·x_t + b·v + std·noise``. With the drift coefficient ``c = g²/(2t)`` of the Langevin correction,
+``a = 1 + c·dt`` and ``b = (1 + c·(1 − t))·dt`` where ``dt = s − t < 0``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from flowrl.flow.transition import Transition
+from flowrl.shapes import Time, expand_time, float_dtype
+
+__all__ = ["CPS", "ODE", "DanceSDE", "Dynamics", "FlowSDE"]
+
+
+class Dynamics(Protocol):
+    """How a step is taken. A new SDE is a new class with this one method."""
+
+    def transition(self, velocity: Tensor, x_t: Tensor, t: Time, s: Time) -> Transition:
+        """The distribution of ``x_s`` given ``x_t``.
+
+        Args:
+            velocity: ``noise − data`` at ``(x_t, t)``, ``(batch, ...)``.
+            x_t: State at ``t``, the same shape.
+            t: Noise level now, ``()`` or a prefix of the state's axes.
+            s: Noise level to go to, ``0 <= s <= t <= 1``; where ``s == t`` the state stays.
+
+        Raises:
+            ValueError: If shapes differ or the times are out of order (checked where they live on the CPU).
+        """
+        ...
+
+
+def _prepare(velocity: Tensor, x_t: Tensor, t: Time, s: Time) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Check, cast to float32 at least, and broadcast the times."""
+    if velocity.shape != x_t.shape:
+        raise ValueError(f"velocity and state must have the same shape, got {tuple(velocity.shape)} and {tuple(x_t.shape)}")
+    if all(not isinstance(time, Tensor) or time.device.type == "cpu" for time in (t, s)):
+        early, late = torch.as_tensor(t), torch.as_tensor(s)
+        if not bool(((late >= 0) & (early <= 1)).all() and (late <= early).all()):
+            raise ValueError(f"times must satisfy 0 <= s <= t <= 1 (1 is noise, 0 is data), got t = {early.tolist()}, s = {late.tolist()}")
+    dtype = float_dtype(velocity, x_t)
+    x_t = x_t.to(dtype)
+    return velocity.to(dtype), x_t, expand_time(t, x_t).to(dtype), expand_time(s, x_t).to(dtype)
+
+
+def _langevin(velocity: Tensor, x_t: Tensor, t: Tensor, dt: Tensor, c: Tensor, std: Tensor) -> Transition:
+    """The Euler–Maruyama step of the SDE with drift coefficient ``c = g²/(2t)`` (Flow-GRPO, arXiv:2505.05470, Eq. 9)."""
+    return Transition(x_t + dt * velocity + dt * c * (x_t + (1 - t) * velocity), std)
+
+
+def _require_noise(noise_level: float) -> None:
+    if not noise_level > 0:  # "not >" also refuses NaN
+        raise ValueError(f"noise_level must be > 0, got {noise_level}; for noise-free sampling use flowrl.flow.ODE")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ODE:
+    """The Euler step ``x_s = x_t + (s − t)·velocity``, noise-free."""
+
+    def transition(self, velocity: Tensor, x_t: Tensor, t: Time, s: Time) -> Transition:
+        """See :class:`Dynamics`."""
+        velocity, x_t, t, s = _prepare(velocity, x_t, t, s)
+        return Transition(x_t + (s - t) * velocity, torch.zeros_like(t))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowSDE:
+    """The SDE of Flow-GRPO and G²RPO: ``g = noise_level·sqrt(t/(1 − t))`` (arXiv:2505.05470, Eq. 9; arXiv:2510.01982).
+
+    At ``t = 1`` the denominator takes ``s`` in place of ``t``, as in the official code; the first step's std is then
+    ``noise_level`` on any grid.
+
+    Attributes:
+        noise_level: > 0, dimensionless; the papers use 0.7 (SD3) and 0.9 (FLUX).
+
+    Raises:
+        ValueError: If ``noise_level`` is not positive.
+    """
+
+    noise_level: float
+
+    def __post_init__(self) -> None:
+        _require_noise(self.noise_level)
+
+    def transition(self, velocity: Tensor, x_t: Tensor, t: Time, s: Time) -> Transition:
+        """See :class:`Dynamics`."""
+        velocity, x_t, t, s = _prepare(velocity, x_t, t, s)
+        remaining = torch.where(torch.isclose(t, torch.ones_like(t), rtol=0, atol=1e-6), 1 - s, 1 - t)
+        remaining = torch.where(remaining > 0, remaining, torch.ones_like(t))  # t = s = 1: the state stays, whatever stands here
+        c = self.noise_level**2 / (2 * remaining)
+        return _langevin(velocity, x_t, t, s - t, c, self.noise_level * (t * (t - s) / remaining).sqrt())
+
+
+@dataclass(frozen=True, kw_only=True)
+class DanceSDE:
+    """The SDE of DanceGRPO, with constant diffusion ``g = noise_level`` (arXiv:2505.07818, Eq. 5).
+
+    Attributes:
+        noise_level: > 0, dimensionless; the paper uses 0.3.
+
+    Raises:
+        ValueError: If ``noise_level`` is not positive.
+    """
+
+    noise_level: float
+
+    def __post_init__(self) -> None:
+        _require_noise(self.noise_level)
+
+    def transition(self, velocity: Tensor, x_t: Tensor, t: Time, s: Time) -> Transition:
+        """See :class:`Dynamics`."""
+        velocity, x_t, t, s = _prepare(velocity, x_t, t, s)
+        c = self.noise_level**2 / (2 * torch.where(t > 0, t, torch.ones_like(t)))  # t = s = 0: the state stays
+        return _langevin(velocity, x_t, t, s - t, c, self.noise_level * (t - s).sqrt())
+
+
+@dataclass(frozen=True, kw_only=True)
+class CPS:
+    """Coefficients-preserving sampling (Flow-CPS, arXiv:2509.05952, Eq. 12): keeps the noise level of the path exactly.
+
+    ``mean = (1 − s)·data + sqrt(s² − std²)·noise`` with ``std = s·sin(noise_level·π/2)``: part of the predicted noise is
+    replaced by fresh noise. The step to ``s = 0`` is noise-free, so it cannot be trained.
+
+    Attributes:
+        noise_level: In (0, 1], dimensionless; the share of noise replaced. flow_grpo uses 0.8.
+
+    Raises:
+        ValueError: If ``noise_level`` lies outside (0, 1].
+    """
+
+    noise_level: float
+
+    def __post_init__(self) -> None:
+        _require_noise(self.noise_level)
+        if self.noise_level > 1:
+            raise ValueError(f"noise_level of CPS must be at most 1 (all noise is replaced), got {self.noise_level}")
+
+    def transition(self, velocity: Tensor, x_t: Tensor, t: Time, s: Time) -> Transition:
+        """See :class:`Dynamics`."""
+        velocity, x_t, t, s = _prepare(velocity, x_t, t, s)
+        data, noise = x_t - t * velocity, x_t + (1 - t) * velocity
+        angle = self.noise_level * math.pi / 2
+        moved = Transition((1 - s) * data + s * math.cos(angle) * noise, s * math.sin(angle))
+        stays = t == s
+        return Transition(torch.where(stays, x_t, moved.mean), torch.where(stays, torch.zeros_like(s), moved.std))
