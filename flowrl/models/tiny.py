@@ -1,0 +1,272 @@
+"""Small `StableDiffusion3Pipeline`s built from nothing: every part is the real diffusers or transformers class, only small.
+
+They need no download, train from scratch on a CPU, and go through the same code as SD3.5. `flowrl pretrain` starts from one of them and the tests of
+the adapters use them with random weights.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from flowrl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipeline
+    from transformers import CLIPTextModelWithProjection, CLIPTokenizer
+
+START, END, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
+
+
+def byte_symbols() -> list[str]:
+    """The 256 printable stand-ins that byte-level BPE writes for the bytes 0 to 255 (GPT-2's table, which CLIP uses too)."""
+    visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    hidden = (byte for byte in range(256) if byte not in visible)
+    table = {byte: chr(byte) for byte in visible} | {byte: chr(256 + rank) for rank, byte in enumerate(hidden)}
+    return [table[byte] for byte in range(256)]
+
+
+def _merged(symbols: list[str], ranks: dict[tuple[str, str], int]) -> list[str]:
+    while pairs := [pair for pair in zip(symbols, symbols[1:], strict=False) if pair in ranks]:
+        best = min(pairs, key=ranks.__getitem__)
+        merged: list[str] = []
+        for symbol in symbols:
+            if merged and (merged[-1], symbol) == best:
+                merged[-1] += symbol
+            else:
+                merged.append(symbol)
+        symbols = merged
+    return symbols
+
+
+def word_merges(words: Iterable[str]) -> list[tuple[str, str]]:
+    """BPE merges after which each of `words` is a single token.
+
+    A later merge has a lower priority than all earlier ones, so the merges added for one word cannot break up a word that was already whole.
+
+    Args:
+        words: Lower-case words without spaces, as byte symbols.
+    """
+    ranks: dict[tuple[str, str], int] = {}
+    for word in words:
+        symbols = _merged([*word[:-1], word[-1] + WORD_END], ranks)
+        while len(symbols) > 1:
+            ranks[symbols[0], symbols[1]] = len(ranks)
+            symbols = _merged(symbols, ranks)
+    return list(ranks)
+
+
+def clip_tokenizer(vocabulary: Sequence[str], *, max_length: int) -> CLIPTokenizer:
+    """A CLIP tokenizer that writes each word of `vocabulary` as one token and any other text byte by byte.
+
+    Args:
+        vocabulary: Words or whole phrases; phrases are split at white space. Lower-cased, as CLIP does.
+        max_length: Tokens to which a prompt is padded or cut, start and end included.
+
+    Raises:
+        ConfigError: If a word is more than a run of letters, which CLIP would split before it looks for merges.
+    """
+    from transformers import CLIPTokenizer
+
+    words = list(dict.fromkeys(word for phrase in vocabulary for word in phrase.lower().split()))
+    if odd := [word for word in words if not (word.isascii() and word.isalpha())]:
+        raise ConfigError(f"vocabulary words must be runs of the letters a-z, got {odd}; write digits and signs as words")
+    merges = word_merges(words)
+    symbols = byte_symbols()
+    tokens = [*symbols, *(symbol + WORD_END for symbol in symbols), *dict.fromkeys(a + b for a, b in merges), START, END]
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(tokens)}), encoding="utf-8")
+        lines = ["#version: 0.2", *(f"{a} {b}" for a, b in merges), ""]
+        Path(folder, "merges.txt").write_text("\n".join(lines), encoding="utf-8")
+        tokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=max_length)
+    tokenizer.pad_token = END
+    return tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinySD3:
+    """Sizes of a small Stable Diffusion 3 pipeline; `build` makes it, with random weights.
+
+    The defaults suit 8 x 8 pictures: 16 image tokens, about 0.5 M parameters in the transformer, a VAE that does not shrink the picture. There is no
+    T5 encoder, which Stable Diffusion 3 permits; a saved one loads with `StableDiffusion3Pipeline.from_pretrained(path, text_encoder_3=None,
+    tokenizer_3=None)` (flowrl's loader passes the Nones itself). In its place diffusers appends `max_sequence_length` zero tokens to the prompt, 256 unless told otherwise.
+    Pass a small `max_sequence_length` (1, or 0 for none) and the same one in pretraining and in sampling, because the network attends to them.
+
+    Attributes:
+        vocabulary: Words that become one token each, or phrases made of them.
+        image_size: Pixels per side.
+        patch_size: Latent pixels per side of one image token.
+        latent_channels: Channels of a latent.
+        layers: Transformer blocks.
+        heads: Attention heads per block.
+        head_dim: Channels per head; the transformer's width is `heads * head_dim`.
+        vae_channels: Channels per resolution of the autoencoder; each entry after the first halves the picture.
+        vae_groups: Groups of the autoencoder's normalisations; divides every entry of `vae_channels`.
+        text_dim: Width of each of the two text encoders.
+        text_layers: Layers of each text encoder, at least 2, since the prompt is read before the last one.
+        text_length: Tokens per prompt, start and end included.
+        token_std: Standard deviation of the word embeddings; the usual 0.02 makes prompts nearly alike, and small models then train badly.
+        max_grid: Image tokens per side for which there are positions; None is what `image_size` needs.
+        shift: Timestep shift of the scheduler; 1 is a uniform grid, 3 is Stable Diffusion 3's own.
+        qk_norm: "rms_norm" as in SD3.5, None as in SD3.
+        seed: Of the random weights.
+    """
+
+    vocabulary: tuple[str, ...]
+    image_size: int = 8
+    patch_size: int = 2
+    latent_channels: int = 4
+    layers: int = 3
+    heads: int = 4
+    head_dim: int = 16
+    vae_channels: tuple[int, ...] = (16,)
+    vae_groups: int = 4
+    text_dim: int = 32
+    text_layers: int = 2
+    text_length: int = 8
+    token_std: float = 0.7
+    max_grid: int | None = None
+    shift: float = 1.0
+    qk_norm: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that do not fit together.
+
+        Raises:
+            ConfigError: If the picture does not divide into latent pixels and patches, or a width does not suit its layers.
+        """
+        step = self.vae_factor * self.patch_size
+        if self.image_size < step or self.image_size % step:
+            raise ConfigError(f"image_size must be a multiple of VAE factor * patch_size = {step}, got {self.image_size}")
+        if self.head_dim % 4 or self.text_dim % 4:
+            raise ConfigError(f"head_dim and text_dim must be multiples of 4, got {self.head_dim} and {self.text_dim}")
+        if self.text_layers < 2:
+            raise ConfigError(f"text_layers must be at least 2, got {self.text_layers}")
+        if any(channels % self.vae_groups for channels in self.vae_channels):
+            raise ConfigError(f"vae_groups must divide every entry of vae_channels, got {self.vae_groups} and {self.vae_channels}")
+
+    @property
+    def vae_factor(self) -> int:
+        """Pixels per side of one latent pixel."""
+        return 2 ** (len(self.vae_channels) - 1)
+
+    def build(self) -> StableDiffusion3Pipeline:
+        """The pipeline, float32, on the CPU, in evaluation mode. Leaves torch's global random state as it was."""
+        from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
+
+        tokenizers = [clip_tokenizer(self.vocabulary, max_length=self.text_length) for _ in range(2)]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            encoders = [self._text_encoder(tokenizer) for tokenizer in tokenizers]
+            transformer, vae = self._transformer(), self._vae()
+        return StableDiffusion3Pipeline(
+            transformer=transformer.eval(),
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=self.shift),
+            vae=vae.eval(),
+            text_encoder=encoders[0].eval(),
+            tokenizer=tokenizers[0],
+            text_encoder_2=encoders[1].eval(),
+            tokenizer_2=tokenizers[1],
+            text_encoder_3=None,
+            tokenizer_3=None,
+        )
+
+    def _text_encoder(self, tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
+        from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+        encoder = CLIPTextModelWithProjection(
+            CLIPTextConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=self.text_dim,
+                intermediate_size=2 * self.text_dim,
+                projection_dim=self.text_dim,
+                num_hidden_layers=self.text_layers,
+                num_attention_heads=2,
+                max_position_embeddings=self.text_length,
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        )
+        nn.init.normal_(encoder.get_input_embeddings().weight, std=self.token_std)
+        return encoder
+
+    def _transformer(self) -> SD3Transformer2DModel:
+        from diffusers import SD3Transformer2DModel
+
+        latent_size = self.image_size // self.vae_factor
+        return SD3Transformer2DModel(
+            sample_size=latent_size,
+            patch_size=self.patch_size,
+            in_channels=self.latent_channels,
+            out_channels=self.latent_channels,
+            num_layers=self.layers,
+            attention_head_dim=self.head_dim,
+            num_attention_heads=self.heads,
+            joint_attention_dim=2 * self.text_dim,
+            caption_projection_dim=self.heads * self.head_dim,
+            pooled_projection_dim=2 * self.text_dim,
+            pos_embed_max_size=self.max_grid or latent_size // self.patch_size,
+            qk_norm=self.qk_norm,
+        )
+
+    def _vae(self) -> AutoencoderKL:
+        from diffusers import AutoencoderKL
+
+        resolutions = len(self.vae_channels)
+        return AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * resolutions,
+            up_block_types=("UpDecoderBlock2D",) * resolutions,
+            block_out_channels=self.vae_channels,
+            layers_per_block=1,
+            latent_channels=self.latent_channels,
+            norm_num_groups=self.vae_groups,
+            sample_size=self.image_size,
+            scaling_factor=1.0,
+            shift_factor=0.0,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+            mid_block_add_attention=False,
+        )
+
+
+def tiny_sd3_pipeline(*, vocabulary: Sequence[str], **sizes: Any) -> StableDiffusion3Pipeline:  # noqa: ANN401
+    """`TinySD3(vocabulary=..., **sizes).build()`, see there for the sizes.
+
+    >>> pipeline = tiny_sd3_pipeline(vocabulary=["zero", "one"], image_size=8)
+    >>> pipeline.tokenizer("one").input_ids == [pipeline.tokenizer.bos_token_id, pipeline.tokenizer.vocab["one</w>"], pipeline.tokenizer.eos_token_id]
+    True
+    """
+    return TinySD3(vocabulary=tuple(vocabulary), **sizes).build()
+
+
+@torch.no_grad()
+def init_for_small_training(
+    transformer: SD3Transformer2DModel, *, modulation_std: float = 0.02, gate_bias: float = 0.3, generator: torch.Generator | None = None
+) -> None:
+    """Initialise the adaptive norms so that a small transformer learns from its first updates on, in place.
+
+    The usual zero modulation closes every residual branch at the start; small models then stay at chance for hundreds of updates. Here modulation
+    weights are small and random, and the gates of the residual branches start ajar.
+
+    Args:
+        transformer: The network to initialise; other parameters are kept.
+        modulation_std: Standard deviation of the modulation weights.
+        gate_bias: First value of the gates; shifts and scales start at 0.
+        generator: Of the modulation weights.
+    """
+    for name, module in transformer.named_modules():
+        if not (isinstance(module, nn.Linear) and name.endswith(".linear") and "norm" in name):
+            continue
+        nn.init.normal_(module.weight, std=modulation_std, generator=generator)
+        nn.init.zeros_(module.bias)
+        chunks = module.bias.view(-1, module.in_features)  # shift, scale, gate, shift, scale, gate; without gates: scale, shift
+        chunks[2::3] = gate_bias
