@@ -1,0 +1,172 @@
+"""Sample grids: pictures with their prompt and reward, as one PNG."""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from flowrl.train.monitors import check_pictures
+
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+SMALLEST_SIDE = 112  # pixels; smaller pictures are enlarged by a whole factor, so that their own pixels stay visible
+LARGEST_SIDE = 256  # pixels; larger ones are reduced
+PAGE_WIDTH = 1200  # pixels; decides the number of columns
+MARGIN, GAP = 20, 4
+PROMPT_SIZE, SCORE_SIZE, TITLE_SIZE = 13, 12, 17
+PAPER, INK, GREY, BETTER, WORSE = "#ffffff", "#1c2127", "#5f6b76", "#0065a8", "#b5460f"  # blue and vermilion: told apart by all eyes
+WIDE_FONTS = ("NotoSansCJK-Regular.ttc", "Arial Unicode.ttf", "DejaVuSans.ttf")  # for prompts beyond ASCII, where the system has them
+
+
+def picture_grid(images: Tensor, prompts: Sequence[str], scores: Sequence[float] | Tensor, *, title: str = "") -> Image.Image:
+    """Draw pictures with their prompt and reward below.
+
+    Args:
+        images: Pictures ``(batch, 3, height, width)`` in [0, 1].
+        prompts: One per picture.
+        scores: The reward of each picture, any unit.
+        title: Written above the grid.
+
+    Raises:
+        ValueError: If the numbers of pictures, prompts and scores differ, or there is none.
+    """
+    pictures = _pictures(images, len(prompts), len(scores))
+    rows = zip(pictures, prompts, map(float, scores), strict=True)
+    return _lay_out([_cell([picture], [f"reward {score:.3g}"], [GREY], prompt) for picture, prompt, score in rows], title)
+
+
+def before_after_grid(
+    before: Tensor,
+    after: Tensor,
+    prompts: Sequence[str],
+    before_scores: Sequence[float] | Tensor,
+    after_scores: Sequence[float] | Tensor,
+    *,
+    title: str = "",
+) -> Image.Image:
+    """Draw what two models made of the same prompts and noise side by side; a reward that rose is blue, one that fell vermilion.
+
+    Args:
+        before: Pictures of the first model ``(batch, 3, height, width)`` in [0, 1].
+        after: Pictures of the second model, same shape and order.
+        prompts: One per pair.
+        before_scores: Rewards of the first model's pictures.
+        after_scores: Rewards of the second model's pictures.
+        title: Written above the grid.
+
+    Raises:
+        ValueError: If the numbers of pictures, prompts and scores differ, or there is none.
+    """
+    pairs = zip(_pictures(before, len(prompts), len(before_scores)), _pictures(after, len(prompts), len(after_scores)), strict=True)
+    cells = []
+    for pair, prompt, old, new in zip(pairs, prompts, map(float, before_scores), map(float, after_scores), strict=True):
+        colour = BETTER if new > old else WORSE if new < old else GREY
+        cells.append(_cell(pair, [f"before {old:.3g}", f"after {new:.3g}"], [GREY, colour], prompt))
+    return _lay_out(cells, title)
+
+
+def to_picture(image: Tensor) -> Image.Image:
+    """Turn one picture ``(3, height, width)`` in [0, 1] into 8-bit RGB of its own size, rounded to the nearest level."""
+    levels = image.detach().float().clamp(0, 1).mul(255).round().byte()
+    return Image.fromarray(levels.permute(1, 2, 0).cpu().contiguous().numpy(), "RGB")
+
+
+def save_png(picture: Image.Image, path: Path) -> Path:
+    """Write a PNG whole or not at all, creating its folder.
+
+    Args:
+        picture: What to write.
+        path: Where; returned.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    picture.save(part, format="PNG", optimize=True)
+    return part.replace(path)
+
+
+def _pictures(images: Tensor, prompts: int, scores: int) -> list[Image.Image]:
+    check_pictures(images)
+    if not len(images) == prompts == scores or not prompts:
+        raise ValueError(f"a grid needs one prompt and one score per image, got {len(images)} images, {prompts} prompts, {scores} scores")
+    return [_resize(to_picture(image)) for image in images]
+
+
+def _resize(picture: Image.Image) -> Image.Image:
+    side = max(picture.size)
+    if side < SMALLEST_SIDE:
+        factor = -(-SMALLEST_SIDE // side)
+        return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+    if side > LARGEST_SIDE:
+        picture.thumbnail((LARGEST_SIDE, LARGEST_SIDE), Image.Resampling.LANCZOS)
+    return picture
+
+
+def _cell(pictures: Sequence[Image.Image], notes: Sequence[str], colours: Sequence[str], prompt: str) -> Image.Image:
+    """Pictures in a row, a note under each, the prompt on up to two lines below."""
+    width = sum(picture.width for picture in pictures) + GAP * (len(pictures) - 1)
+    top = max(picture.height for picture in pictures)
+    font = _font(PROMPT_SIZE, prompt)
+    lines = _wrap(prompt, width, font.getlength)
+    cell = Image.new("RGB", (width, top + 12 + SCORE_SIZE + len(lines) * (PROMPT_SIZE + 4)), PAPER)
+    draw = ImageDraw.Draw(cell)
+    left = 0
+    for picture, note, colour in zip(pictures, notes, colours, strict=True):
+        cell.paste(picture, (left, 0))
+        draw.rectangle((left, 0, left + picture.width - 1, picture.height - 1), outline="#d5dadf")
+        draw.text((left, top + 5), note, fill=colour, font=_font(SCORE_SIZE, note))
+        left += picture.width + GAP
+    for line, text in enumerate(lines):
+        draw.text((0, top + 12 + SCORE_SIZE + line * (PROMPT_SIZE + 4)), text, fill=INK, font=font)
+    return cell
+
+
+def _lay_out(cells: Sequence[Image.Image], title: str) -> Image.Image:
+    width, height = max(cell.width for cell in cells), max(cell.height for cell in cells)
+    columns = min(len(cells), max(1, (PAGE_WIDTH - MARGIN) // (width + MARGIN)))
+    rows = -(-len(cells) // columns)
+    columns = -(-len(cells) // rows)  # even rows: 10 pictures as 5 + 5, not 8 + 2
+    top = MARGIN + (TITLE_SIZE + 14 if title else 0)
+    page = Image.new("RGB", (MARGIN + columns * (width + MARGIN), top + rows * (height + MARGIN // 2) + MARGIN // 2), PAPER)
+    if title:
+        font = _font(TITLE_SIZE, title)
+        text = _wrap(title, page.width - 2 * MARGIN, font.getlength)[0]
+        ImageDraw.Draw(page).text((MARGIN, MARGIN - 2), text, fill=INK, font=font)
+    for index, cell in enumerate(cells):
+        row, column = divmod(index, columns)
+        page.paste(cell, (MARGIN + column * (width + MARGIN), top + row * (height + MARGIN // 2)))
+    return page
+
+
+def _wrap(text: str, width: float, measure: Callable[[str], float], lines: int = 2) -> list[str]:
+    """Break at spaces into at most ``lines`` lines; what does not fit ends in an ellipsis."""
+    words, broken = text.split(), [""]
+    while words:
+        longer = f"{broken[-1]} {words[0]}".strip()
+        if measure(longer) > width and (broken[-1] and len(broken) < lines):
+            broken.append("")
+            continue
+        if measure(longer) > width:
+            broken[-1] = _shorten(longer, width, measure)
+            break
+        broken[-1] = longer
+        words.pop(0)
+    return broken
+
+
+def _shorten(text: str, width: float, measure: Callable[[str], float]) -> str:
+    while text and measure(text + "...") > width:
+        text = text[:-1]
+    return text.rstrip() + "..."
+
+
+def _font(size: int, text: str) -> Font:
+    if not text.isascii():
+        import matplotlib as mpl
+
+        bundled = Path(mpl.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+        for name in (*WIDE_FONTS, bundled):
+            with contextlib.suppress(OSError):
+                return ImageFont.truetype(name, size)
+    return ImageFont.load_default(size)
