@@ -1,0 +1,25 @@
+"""What is optimised: rewards become advantages, advantages and log-ratios become a loss; and which prompts come next."""
+
+from flowrl.rl.advantages import AdvantageEstimator, GroupAdvantage, MultiGranularityAdvantage, group_advantage
+from flowrl.rl.objectives import OBJECTIVES, Objective, PolicyGradient, PPOClip, StepBatch, register_objective
+from flowrl.rl.prompts import PromptSampler, UniformPrompts
+from flowrl.rl.registry import Registry
+from flowrl.rl.reward import Reward, RewardBatch
+
+__all__ = [
+    "OBJECTIVES",
+    "AdvantageEstimator",
+    "GroupAdvantage",
+    "MultiGranularityAdvantage",
+    "Objective",
+    "PPOClip",
+    "PolicyGradient",
+    "PromptSampler",
+    "Registry",
+    "Reward",
+    "RewardBatch",
+    "StepBatch",
+    "UniformPrompts",
+    "group_advantage",
+    "register_objective",
+]

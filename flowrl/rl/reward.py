@@ -1,0 +1,82 @@
+"""What a reward is: named parts, one number a sample each, and the weights that sum them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from flowrl.errors import close_match
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+__all__ = ["Reward", "RewardBatch"]
+
+
+@dataclass(frozen=True)
+class RewardBatch:
+    """The scores of one batch of samples.
+
+    Attributes:
+        parts: Name of a part to its scores, (batch,) each, in that part's own unit.
+
+    Raises:
+        ValueError: If there are no parts, or a part is not (batch,) with the same batch as the others.
+    """
+
+    parts: dict[str, Tensor]
+
+    def __post_init__(self) -> None:
+        shapes = {name: tuple(part.shape) for name, part in self.parts.items()}
+        if not shapes:
+            raise ValueError("a reward batch needs at least one part, got none; return {'name': scores of shape (batch,)}")
+        if len(set(shapes.values())) > 1 or any(len(shape) != 1 for shape in shapes.values()):
+            raise ValueError(f"every reward part must have the shape (batch,), the same for all, got {shapes}")
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(next(iter(self.parts.values())))
+
+    def stack(self, names: Sequence[str]) -> Tensor:
+        """Return the named parts side by side, (batch, part), in the order of ``names``.
+
+        Raises:
+            ValueError: If a name is not among the parts.
+        """
+        for name in names:
+            if name not in self.parts:
+                raise ValueError(f"the reward has no part {name!r}{close_match(name, self.parts)}")
+        return torch.stack([self.parts[name] for name in names], dim=-1)
+
+    @staticmethod
+    def cat(batches: Sequence[RewardBatch]) -> RewardBatch:
+        """Join batches that have the same parts, along the samples."""
+        return RewardBatch({name: torch.cat([batch.parts[name] for batch in batches]) for name in batches[0].parts})
+
+
+class Reward(Protocol):
+    """Scores pictures against prompts; ``flowrl.testing.check_reward`` checks an implementation.
+
+    Attributes:
+        weights: Name of a part to its weight in the sum that is trained; the order is the order of the parts.
+    """
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """Name of a part to its weight."""
+        ...
+
+    def __call__(self, samples: Tensor, prompts: Sequence[str]) -> RewardBatch:
+        """Score samples.
+
+        Args:
+            samples: Pictures (batch, 3, height, width), float, in [0, 1]; left unchanged.
+            prompts: The text of each sample, ``batch`` of them.
+
+        Returns:
+            The parts, with exactly the names of ``weights``. A row's score depends on that row only.
+        """
+        ...
