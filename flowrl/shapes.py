@@ -41,9 +41,9 @@ def expand_time(t: Time, like: Tensor) -> Tensor:
     Raises:
         ValueError: If the shape of ``t`` is not a prefix of the state's.
     """
-    time = torch.as_tensor(t, device=like.device)
     # A Python number carries no precision of its own: it takes the state's.
-    time = time.to(float_dtype(time, like) if isinstance(t, Tensor) else float_dtype(like))
+    dtype = float_dtype(t, like) if isinstance(t, Tensor) else float_dtype(like)
+    time = torch.as_tensor(t, device=like.device, dtype=dtype)
     if time.shape != like.shape[: time.ndim]:
         raise ValueError(
             f"a time of shape {tuple(time.shape)} does not fit a state of shape {tuple(like.shape)}; "
