@@ -1,0 +1,78 @@
+"""The engine of samplers whose stochastic steps lie on one path: noise, steps with and without noise, data."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from flowrl.shapes import float_dtype
+from samplers.base import GroupSampler
+from samplers.checks import check_inputs
+from samplers.evaluation import Evaluator
+from samplers.solvers import Memory
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from flowrl.flow import Condition, Trajectory, VelocityField
+    from flowrl.shapes import RandomSource
+
+__all__ = ["ChainSampler"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChainSampler(GroupSampler):
+    """A path on which some steps are stochastic and some of those are trained.
+
+    Where the members of a group start from the same noise they share all states before the first stochastic step: those are evaluated
+    once per prompt, and the group forks there.
+
+    Attributes:
+        shared_noise: Whether the members of a group start from the same noise.
+    """
+
+    shared_noise: bool = False
+
+    @abstractmethod
+    def stochastic(self) -> tuple[int, ...]:
+        """Grid indices of the stochastic steps, increasing."""
+
+    @abstractmethod
+    def trained(self) -> tuple[int, ...]:
+        """Grid indices of the stochastic steps that are kept for training, increasing."""
+
+    def noise_rows(self) -> int:
+        """1 if the members of a group share their initial noise, else ``group_size``."""
+        return 1 if self.shared_noise else self.group_size
+
+    def evaluations(self) -> int:
+        """Network evaluations per prompt with solvers that take one a step, such as Euler."""
+        shared = self.stochastic()[0] + 1
+        return shared * self.noise_rows() + (self.steps - shared) * self.group_size
+
+    @torch.no_grad()
+    def sample(self, field: VelocityField, noise: Tensor, condition: Condition, generator: RandomSource = None) -> Trajectory:
+        """Draw; see :class:`flowrl.flow.Sampler`.
+
+        Raises:
+            ValueError: If the rows of ``noise`` do not fit the prompts.
+        """
+        check_inputs(noise, condition, self.noise_rows())
+        x = noise.to(float_dtype(noise))
+        evaluate, memory = Evaluator(field, condition, self.max_batch), Memory()
+        recorder, times = self._recorder(self.trained(), x, len(condition)), self._times(x)
+        prompts = torch.arange(len(condition), device=x.device).repeat_interleave(self.noise_rows())
+        stochastic = frozenset(self.stochastic())
+        for index in range(self.steps):
+            t, s = times[index].expand(len(x)), times[index + 1].expand(len(x))
+            if index in stochastic:
+                x = recorder.rounded(x)
+                x = recorder.draw(index, x, evaluate(x, t, prompts), generator)
+                prompts, memory = recorder.group, Memory()
+            else:
+                solver = self.tail_solver if self.tail_solver and index > max(stochastic) else self.solver
+                x, memory = solver.step(evaluate(x, t, prompts), x, t, s, memory, evaluate.at(prompts))
+        return recorder.trajectory(x[:, None, None], evaluate.network_evaluations)
