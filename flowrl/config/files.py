@@ -1,0 +1,107 @@
+"""Where configs and assets lie, in a clone or in an installed wheel, and how a config is read."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from flowrl.config.overrides import apply_overrides
+from flowrl.errors import ConfigError, close_match
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["asset_path", "bundled_configs", "config_path", "load_config"]
+
+
+def asset_path(name: str) -> Path:
+    """Find a bundled asset.
+
+    Args:
+        name: Path below ``assets/``, with or without that prefix: ``"models/digits_sd3"`` or ``"assets/models/digits_sd3"``.
+
+    Raises:
+        ConfigError: If there is no such file or folder.
+    """
+    folder = _bundled("assets")
+    path = folder / name.removeprefix("assets/")
+    if path.exists():
+        return path
+    names = [entry.relative_to(folder).as_posix() for entry in folder.rglob("*")]
+    raise ConfigError(f"no bundled asset {name!r}{close_match(name.removeprefix('assets/'), names)}")
+
+
+def bundled_configs() -> list[str]:
+    """Return the names of the bundled configs, sorted, such as ``"image/digits_g2rpo"``; all folders, without ``.yaml``."""
+    folder = _bundled("configs")
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+
+
+def config_path(name: str | Path) -> Path:
+    """Find a config: an existing file, else a bundled one by name.
+
+    Args:
+        name: A path, or a bundled name such as ``"image/digits_g2rpo"``; ``configs/`` before it and ``.yaml`` after it may be there.
+
+    Raises:
+        ConfigError: If it is neither.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    bundled = path.as_posix().removeprefix("configs/").removesuffix(".yaml")
+    if bundled in bundled_configs():
+        return _bundled("configs") / f"{bundled}.yaml"
+    raise ConfigError(f"no config file {str(name)!r}, nor a bundled config of that name{close_match(bundled, bundled_configs())}")
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Read a config, apply overrides, resolve ``${...}``.
+
+    Args:
+        path: What `config_path` takes.
+        overrides: ``key=value`` each: ``sampler.dynamics.noise_level=0.5``, ``reward.rewards.0.target=rewards.Brightness``. A key must be
+            in the config or be a field of the component that it sets; the value is YAML.
+
+    Returns:
+        Plain dicts, lists and scalars, as `instantiate` takes them and as a run folder's ``config.yaml`` stores them.
+
+    Raises:
+        ConfigError: If the file is missing, not UTF-8, not YAML or not a mapping, or if an override names what does not exist.
+    """
+    found = config_path(path)
+    config = cast("dict[str, Any]", OmegaConf.to_container(_read(found), resolve=False))
+    apply_overrides(config, overrides)
+    try:
+        return cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.create(config), resolve=True, throw_on_missing=True))
+    except OmegaConfBaseException as error:
+        place = f"config.{error.full_key}" if error.full_key else str(found)
+        raise ConfigError(f"{place}: {str(error).splitlines()[0]}") from error
+
+
+def _read(path: Path) -> DictConfig:
+    try:
+        loaded = OmegaConf.load(io.StringIO(path.read_text(encoding="utf-8")))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
+    except (YAMLError, OSError) as error:  # OmegaConf raises OSError for a file that holds one scalar
+        raise ConfigError(f"{path} is not a YAML mapping: {error}") from error
+    if not isinstance(loaded, DictConfig) or not loaded:
+        raise ConfigError(f"{path} must hold a mapping of keys to values, it holds {'a list' if loaded else 'nothing'}")
+    return loaded
+
+
+def _bundled(name: str) -> Path:
+    """Return the folder of that name: inside the installed package, else at the root of the clone."""
+    package = Path(__file__).parent.parent
+    clone = package.parent
+    if (package / name).is_dir():
+        return package / name
+    if (clone / "pyproject.toml").is_file() and (clone / name).is_dir():  # not whatever lies in site-packages under that name
+        return clone / name
+    raise ConfigError(f"{name}/ was found neither in {package} nor in a clone around it; install again: pip install flowrl-torch")
