@@ -1,0 +1,100 @@
+"""What a checkpoint holds, and how it is written and read back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from flowrl.errors import CheckpointError
+from flowrl.train.checkpoint import CheckpointFolder, check_complete
+from flowrl.train.describe import differences
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from accelerate import Accelerator
+    from torch import nn
+
+    from flowrl.models import ImageModel
+    from flowrl.train.learner import Learner
+
+__all__ = ["Counters", "load_checkpoint", "save_checkpoint"]
+
+CONFIG_FILE = "config.yaml"
+# What may change between a run and its resumption without making it another run.
+_FREE = ("run_dir", "updates", "evaluate_every", "evaluation", "checkpoint_every", "keep_checkpoints", "reward_batch", "trackers")
+
+
+@dataclass
+class Counters:
+    """What the run has done so far; all that the stateless randomness needs to go on is ``update``."""
+
+    update: int = 0
+    network_evaluations: int = 0
+    images: int = 0
+    seconds: float = 0.0
+    initial: dict[str, float] = field(default_factory=dict)
+
+    def state_dict(self) -> dict[str, Any]:
+        """For the checkpoint."""
+        return dict(vars(self))
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """From the checkpoint."""
+        vars(self).update(state)
+
+
+def keep_base_weights_out(accelerator: Accelerator, model: ImageModel) -> None:
+    """Have accelerate's state leave the network's weights to :meth:`ImageModel.save_weights`: with LoRA they are a thousandth."""
+
+    def on_save(_models: list[nn.Module], weights: list[dict[str, Any]], _folder: str) -> None:
+        weights.clear()
+
+    def on_load(models: list[nn.Module], _folder: str) -> None:
+        models.clear()
+
+    del model
+    accelerator.register_save_state_pre_hook(on_save)
+    accelerator.register_load_state_pre_hook(on_load)
+
+
+def save_checkpoint(folder: CheckpointFolder, learner: Learner, update: int, config: Mapping[str, Any]) -> Path:
+    """Write a whole checkpoint: weights, averaged weights, optimiser, schedule, prompts, counters, configuration.
+
+    Raises:
+        CheckpointError: If it cannot be written; earlier ones stay.
+    """
+    accelerator = learner.accelerator
+    with folder.staging(update, is_main=accelerator.is_main_process) as staging:
+        accelerator.wait_for_everyone()
+        accelerator.save_state(str(staging / "state"))
+        if accelerator.is_main_process:
+            learner.model.save_weights(staging / "weights")
+            if learner.average is not None:
+                with learner.average.applied():
+                    learner.model.save_weights(staging / "weights_ema")
+            (staging / CONFIG_FILE).write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
+        accelerator.wait_for_everyone()
+    accelerator.wait_for_everyone()
+    return folder.path(update)
+
+
+def load_checkpoint(path: Path, learner: Learner, config: Mapping[str, Any]) -> None:
+    """Restore everything that :func:`save_checkpoint` wrote.
+
+    Raises:
+        CheckpointError: If it is damaged, or its configuration differs in anything that makes it another run.
+    """
+    check_complete(path)
+    saved = yaml.safe_load((path / CONFIG_FILE).read_text(encoding="utf-8"))
+    changed = [line for line in differences(saved, dict(config)) if line.split(":")[0].split(".")[0] not in _FREE]
+    if changed:
+        raise CheckpointError(
+            f"{path} is a checkpoint of another configuration ({'; '.join(changed[:5])}{' …' if len(changed) > 5 else ''}); "
+            "resume with the run's own config.yaml, or choose another run_dir"
+        )
+    learner.model.load_weights(path / "weights")
+    learner.accelerator.load_state(str(path / "state"))
