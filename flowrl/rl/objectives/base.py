@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -27,7 +27,7 @@ class StepBatch:
         kl_reference: (batch, step) the same to the reference model, with a graph: ``mean((μ − μ_ref)²) / (2 std²)``,
             which is :meth:`flowrl.flow.Transition.kl`.
         log_prob: (batch, step) log-probability under the policy that is trained, with a graph.
-        step_std: (step,) or (batch, step) standard deviation of the transitions.
+        step_std: (batch, step) standard deviation of the transitions.
         reward: (batch, part) raw scores.
         group_ids: (batch,) integer, the group of each row.
         target_advantage: (batch,) or (batch, step) a second advantage, for objectives with a target.
@@ -40,6 +40,11 @@ class StepBatch:
     reward: Tensor | None = None
     group_ids: Tensor | None = None
     target_advantage: Tensor | None = None
+
+    def __getitem__(self, rows: slice | Tensor) -> StepBatch:
+        """The given rows of everything that is there, for a micro-batch."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        return StepBatch(**{name: value if value is None else value[rows] for name, value in given.items()})
 
 
 class Objective(Protocol):
