@@ -4,6 +4,8 @@ import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -84,6 +86,16 @@ def save_png(picture: Image.Image, path: Path) -> Path:
     part = path.with_name(path.name + ".part")
     picture.save(part, format="PNG", optimize=True)
     return part.replace(path)
+
+
+def from_png(path: Path) -> Tensor:
+    """Read a picture as float32 ``(3, height, width)`` in [0, 1].
+
+    Raises:
+        OSError: If it is missing or not a picture.
+    """
+    with Image.open(path) as picture:
+        return torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32) / 255).permute(2, 0, 1)
 
 
 def _pictures(images: Tensor, prompts: int, scores: int) -> list[Image.Image]:

@@ -2,17 +2,19 @@
 
 from pathlib import Path
 
+from flowrl.config import asset_path
+
 
 def load_prompts(path: str | Path) -> list[str]:
     """Read the prompts of a file, one a line; blank lines are skipped, a byte order mark is dropped.
 
     Args:
-        path: A UTF-8 text file.
+        path: A UTF-8 text file; ``assets/...`` is looked up among the bundled assets if there is no such file here.
 
     Raises:
         ValueError: If the file is missing, is not UTF-8 or holds no prompt.
     """
-    path = Path(path)
+    path = asset_path(str(path)) if str(path).startswith("assets/") and not Path(path).exists() else Path(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
