@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from flowrl.models import ImageModel
     from flowrl.rl import Reward
 
-__all__ = ["Rollout", "draw", "score"]
+__all__ = ["Rollout", "draw", "require_finite", "score"]
 
 _NOISE, _STEPS = 1, 2  # streams of random numbers: initial states, and the steps' noise
 
@@ -72,9 +72,6 @@ def score(model: ImageModel, reward: Reward, rollout: Rollout, *, batch: int) ->
 
     Returns:
         ``(row, view, granularity, part)`` float32 on the CPU, parts in the order of ``reward.weights``.
-
-    Raises:
-        NonFiniteError: If a score is NaN or infinite; names the part and the prompt.
     """
     samples = rollout.trajectory.samples
     states = samples.flatten(0, 2)
@@ -85,14 +82,26 @@ def score(model: ImageModel, reward: Reward, rollout: Rollout, *, batch: int) ->
     for start in range(0, len(states), batch):
         prompts = [rollout.prompts[group] for group in groups[start : start + batch]]
         with torch.no_grad():
-            scores = reward(model.decode(states[start : start + batch]), prompts).stack(names).float().cpu()
-        _require_finite(scores, names, prompts)
-        parts.append(scores)
+            parts.append(reward(model.decode(states[start : start + batch]), prompts).stack(names).float().cpu())
     return torch.cat(parts).reshape(*samples.shape[:3], len(names))
 
 
-def _require_finite(scores: Tensor, names: Sequence[str], prompts: Sequence[str]) -> None:
-    bad = (~scores.isfinite()).nonzero()
+def require_finite(rewards: Tensor, names: Sequence[str], prompts: Sequence[str]) -> None:
+    """Refuse scores that are not numbers.
+
+    Args:
+        rewards: ``(row, view, granularity, part)``, prompt-major.
+        names: Of the parts.
+        prompts: One per group.
+
+    Raises:
+        NonFiniteError: If a score is NaN or infinite; names the part, the prompt and the member of the group.
+    """
+    bad = (~rewards.isfinite()).nonzero()
     if len(bad):
-        row, part = bad[0].tolist()
-        raise NonFiniteError(f"reward {names[part]!r} is {float(scores[row, part])} for prompt {prompts[row]!r} ({len(bad)} such scores in this batch)")
+        row, view, granularity, part = bad[0].tolist()
+        group, member = divmod(row, len(rewards) // len(prompts))
+        raise NonFiniteError(
+            f"reward {names[part]!r} is {float(rewards[row, view, granularity, part])} for prompt {prompts[group]!r}, "
+            f"member {member} of its group ({len(bad)} of {rewards.numel()} scores in this update)"
+        )

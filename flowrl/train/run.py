@@ -10,25 +10,27 @@ from typing import TYPE_CHECKING, Any
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, broadcast_object_list
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object
 from tqdm.auto import tqdm
 
-from flowrl.config import asset_path
 from flowrl.errors import CheckpointError, ConfigError, NonFiniteError
 from flowrl.rl import UniformPrompts
 from flowrl.train.checkpoint import CheckpointFolder
 from flowrl.train.describe import describe
 from flowrl.train.ema import WeightAverage
+from flowrl.train.evaluation_result import EvaluationResult
 from flowrl.train.experience import Experience
+from flowrl.train.grids import save_png
 from flowrl.train.learner import Learner
 from flowrl.train.metrics import MetricsLog
 from flowrl.train.prompts import load_prompts
-from flowrl.train.rollout import Rollout, draw, score
+from flowrl.train.rollout import Rollout, draw, require_finite, score
 from flowrl.train.signals import StopRequest
 from flowrl.train.state import CONFIG_FILE, Counters, keep_base_weights_out, load_checkpoint, save_checkpoint
 from flowrl.train.summary import train_line
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -75,7 +77,7 @@ class Run:
             mixed_precision=trainer.mixed_precision, log_with=list(trainer.trackers) or None, project_dir=trainer.run_dir, kwargs_handlers=[kwargs]
         )
         self.groups = trainer.check_groups(self.accelerator.num_processes)
-        self.prompts = load_prompts(asset_path(trainer.prompts))
+        self.prompts = load_prompts(trainer.prompts)
         self.checkpoints = CheckpointFolder(root=trainer.folder / "checkpoints", keep=trainer.keep_checkpoints)
         checkpoint = self._starting_point(resume=resume)
         self.counters = Counters()
@@ -117,8 +119,7 @@ class Run:
         rollout, indices = self._rollout(sampler)
         self._stop_if(stop)
         scoring = time.perf_counter()
-        local = self._score(rollout)
-        rewards = self._gather(local)
+        rewards = self._rewards(rollout, indices)
         scored = time.perf_counter()
         self._stop_if(stop)
         experience = self._experience(rollout, sampler, rewards)
@@ -139,12 +140,12 @@ class Run:
         key = (self.trainer.seed, self.counters.update)
         return draw(self.learner.model, field, sampler, [self.prompts[indices[slot]] for slot in slots], slots=slots, key=key), indices
 
-    def _score(self, rollout: Rollout) -> Tensor:
-        return score(self.learner.model, self.trainer.reward, rollout, batch=self.trainer.reward_batch)
-
-    def _gather(self, rewards: Tensor) -> Tensor:
-        """Scores of all processes, prompt-major; a failure on one process stops all of them together."""
-        return self.accelerator.gather(rewards.to(self.accelerator.device)).cpu()
+    def _rewards(self, rollout: Rollout, indices: Sequence[int]) -> Tensor:
+        """Scores of all processes, prompt-major; they are checked after the gather, so that all processes stop together."""
+        local = score(self.learner.model, self.trainer.reward, rollout, batch=self.trainer.reward_batch)
+        rewards = self.accelerator.gather(local.to(self.accelerator.device)).cpu()
+        require_finite(rewards, list(self.trainer.reward.weights), [self.prompts[index] for index in indices])
+        return rewards
 
     def _experience(self, rollout: Rollout, sampler: Sampler, rewards: Tensor) -> Experience:
         """Advantages over the whole update, then this process's rows of them."""
@@ -180,15 +181,28 @@ class Run:
         return line
 
     def _evaluate_if_due(self) -> None:
+        """Evaluate the released weights before the first update, every so many, and after the last; processes share the prompts."""
         update, evaluation = self.counters.update, self.trainer.evaluation
-        if evaluation is None or (update % self.trainer.evaluate_every and update != self.trainer.updates):
+        if evaluation is None or (update % self.trainer.evaluate_every and update != self.trainer.updates) or self._is_evaluated(update):
             return
-        sharded = self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-        if (self.accelerator.is_main_process or sharded) and not (self.log is not None and self.log.has_evaluation(update)):
-            with self.learner.released_weights():
-                line = evaluation.line(self.learner.model, self.trainer.folder, update)
-            self._record(line | {"network_evaluations": self.counters.network_evaluations, "seconds": self.counters.seconds})
-        self.accelerator.wait_for_everyone()
+        module = self.accelerator.unwrap_model(self.learner.prepared)
+        with self.learner.released_weights():
+            share = evaluation.run(
+                self.learner.model, module=module, rank=self.accelerator.process_index, processes=self.accelerator.num_processes
+            )
+        result = EvaluationResult.merge(gather_object([share]))
+        line = {"kind": "eval", "update": update, **result.line()}
+        if self.log is not None:
+            name = f"update_{update:06d}"
+            result.save(self.trainer.folder / "evaluations" / name)
+            if result.images:
+                save_png(result.grid(f"after {update} updates"), self.trainer.folder / "grids" / f"{name}.png")
+                line["grid"] = f"grids/{name}.png"
+        self._record(line | {name: getattr(self.counters, name) for name in ("network_evaluations", "images", "seconds")})
+
+    def _is_evaluated(self, update: int) -> bool:
+        written = [self.log is not None and self.log.has_evaluation(update)]
+        return bool(broadcast_object_list(written)[0])
 
     def _save(self) -> Path:
         return save_checkpoint(self.checkpoints, self.learner, self.counters.update, self.config)
