@@ -18,12 +18,17 @@ if TYPE_CHECKING:
 
     from PIL import Image
 
-__all__ = ["MONITORS", "EvaluationResult"]
+__all__ = ["MONITORS", "EvaluationResult", "evaluation_folder"]
 
 MONITORS = ("diversity", "edge_density", "colour_entropy")
 """What is measured beside the scores: see `flowrl.train.monitors`."""
 
 SCORES_FILE = "scores.json"
+
+
+def evaluation_folder(run_dir: Path, update: int) -> Path:
+    """Where a run keeps the evaluation after so many updates."""
+    return run_dir / "evaluations" / f"update_{update:06d}"
 
 
 @dataclass(frozen=True, kw_only=True)

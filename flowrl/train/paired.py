@@ -77,13 +77,3 @@ def paired_difference(before: Tensor, after: Tensor) -> PairedDifference:
         win_rate=wins.mean().item(),
         pairs=len(before),
     )
-
-
-def difference_of_means(before: tuple[float, float], after: tuple[float, float]) -> tuple[float, float]:
-    """Return difference and 95 % half-width of two means whose pairs are unknown: the half-widths add in quadrature.
-
-    Args:
-        before: Mean and 95 % half-width.
-        after: The same of the second model.
-    """
-    return after[0] - before[0], math.hypot(before[1], after[1])
