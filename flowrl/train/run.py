@@ -127,6 +127,7 @@ class Run:
         self.prompt_sampler.observe(indices, self._weighted(rewards))
         seconds = {"rollout": rollout.seconds, "reward": scored - scoring, "update": time.perf_counter() - scored}
         self.counters.update += 1
+        self.counters.trained_states += len(rollout.trajectory.parents) * self.accelerator.num_processes * self.trainer.update.epochs
         self.counters.images += rewards[..., 0].numel()
         self.counters.network_evaluations += rollout.trajectory.network_evaluations * self.accelerator.num_processes
         self.counters.seconds += time.perf_counter() - start

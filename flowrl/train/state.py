@@ -35,6 +35,7 @@ class Counters:
     update: int = 0
     network_evaluations: int = 0
     images: int = 0
+    trained_states: int = 0
     seconds: float = 0.0
     initial: dict[str, float] = field(default_factory=dict)
 

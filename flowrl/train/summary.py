@@ -49,6 +49,7 @@ def train_line(
         **metrics,
         "advantage_abs": float(experience.advantage.abs().mean()),
         "network_evaluations": counters.network_evaluations,
+        "trained_states": counters.trained_states,
         "images": counters.images,
         "seconds": counters.seconds,
         **{f"seconds_{name}": value for name, value in seconds.items()},
