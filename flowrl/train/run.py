@@ -199,7 +199,7 @@ class Run:
             if result.images:
                 save_png(result.grid(f"after {update} updates"), self.trainer.folder / "grids" / f"{name}.png")
                 line["grid"] = f"grids/{name}.png"
-        self._record(line | {name: getattr(self.counters, name) for name in ("network_evaluations", "images", "seconds")})
+        self._record(line | {name: getattr(self.counters, name) for name in ("network_evaluations", "trained_states", "images", "seconds")})
 
     def _is_evaluated(self, update: int) -> bool:
         written = [self.log is not None and self.log.has_evaluation(update)]
