@@ -101,7 +101,9 @@ def test_float32_agrees_with_the_public_code_in_float32(case):
     close(step.log_prob(sample), case["log_prob_mean_fp32"], rtol=2e-6, atol=2e-6)
 
 
-@pytest.mark.parametrize(("name", "steps", "shift"), [("T16_shift3", 16, 3.0), ("T16_shift1", 16, 1.0), ("T10_shift3", 10, 3.0), ("T25_shift3", 25, 3.0)])
+@pytest.mark.parametrize(
+    ("name", "steps", "shift"), [("T16_shift3", 16, 3.0), ("T16_shift1", 16, 1.0), ("T10_shift3", 10, 3.0), ("T25_shift3", 25, 3.0)]
+)
 def test_shifted_times_are_golden(name, steps, shift):
     times = shifted_times(steps=steps, shift=shift)
     close(times.double(), GOLDENS["schedules"][name])
