@@ -1,0 +1,61 @@
+"""JPEG compressibility (DDPO, arXiv:2305.13301, Sec. 5.1): a reward that no gradient reaches."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from flowrl.rl import RewardBatch
+from rewards.pictures import check_samples
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import Tensor
+
+__all__ = ["JpegCompressibility"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class JpegCompressibility:
+    """Minus the size of the picture as a JPEG file, in kB (1000 bytes); the prompt plays no part.
+
+    Attributes:
+        quality: Of the encoder, 1 to 95; DDPO uses 95.
+
+    Raises:
+        ValueError: If ``quality`` lies outside 1 to 95.
+    """
+
+    quality: int = 95
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.quality <= 95:  # noqa: PLR2004 - Pillow's range
+            raise ValueError(f"quality must be 1 to 95, got {self.quality}; above 95 Pillow's files grow without a visible gain")
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """One part, ``jpeg``."""
+        return {"jpeg": 1.0}
+
+    def __call__(self, samples: Tensor, prompts: Sequence[str]) -> RewardBatch:
+        """Score pictures; see `flowrl.rl.Reward`. A picture with a non-finite pixel scores NaN, since it has no file.
+
+        Raises:
+            ValueError: If the samples are not pictures, or there is not one prompt per picture.
+        """
+        check_samples(samples, prompts)
+        finite = samples.detach().isfinite().flatten(1).all(1)
+        levels = samples.detach().float().nan_to_num().clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).cpu()
+        kilobytes = torch.tensor([self._bytes(picture) / 1000 for picture in levels], device=samples.device)
+        return RewardBatch({"jpeg": torch.where(finite, -kilobytes, torch.nan)})
+
+    def _bytes(self, levels: Tensor) -> int:
+        from PIL import Image
+
+        file = io.BytesIO()
+        Image.fromarray(levels.contiguous().numpy()).save(file, format="JPEG", quality=self.quality)
+        return file.tell()

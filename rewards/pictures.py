@@ -1,0 +1,31 @@
+"""The checks that every reward on pictures makes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+__all__ = ["check_samples"]
+
+
+def check_samples(samples: Tensor, prompts: Sequence[str], *, least_side: int = 1) -> None:
+    """Refuse what is not a batch of pictures with one prompt each.
+
+    Args:
+        samples: Should be ``(batch, 3, height, width)``, floating point.
+        prompts: Should be as many.
+        least_side: Pixels that height and width must have at least.
+
+    Raises:
+        ValueError: If it is not so.
+    """
+    if samples.ndim != 4 or samples.shape[1] != 3 or min(samples.shape[2:]) < least_side:  # noqa: PLR2004 - (batch, 3, height, width)
+        raise ValueError(f"samples must be (batch, 3, height, width) with at least {least_side} x {least_side} pixels, got {tuple(samples.shape)}")
+    if not samples.is_floating_point():
+        raise ValueError(f"samples must be floating point in [0, 1], got {samples.dtype}; divide 8-bit pictures by 255")
+    if len(samples) != len(prompts):
+        raise ValueError(f"got {len(samples)} samples but {len(prompts)} prompts; give one prompt per sample")
