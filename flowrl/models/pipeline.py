@@ -1,0 +1,223 @@
+"""What all diffusers pipelines share as image models."""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from flowrl.flow import ClassifierFreeGuidance, Condition, VelocityField, dynamic_shift
+from flowrl.models.cache import PromptCache
+from flowrl.models.weights import load_full, load_lora, save_full, save_lora
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from flowrl.models.source import DiffusersSource
+    from flowrl.shapes import Time
+
+__all__ = ["DiffusersModel", "NetworkField"]
+
+
+class DiffusersModel:
+    """An image model made from a diffusers pipeline; see :class:`ImageModel` for the contract.
+
+    A subclass gives :meth:`encode_texts` and :meth:`predict`. It overrides :attr:`state_shape`, :attr:`tokens`, :meth:`pixels`
+    or :meth:`default_times` only where its pipeline differs from the usual: a latent of the network's channels, an
+    ``AutoencoderKL``, the scheduler's own grid.
+
+    The network computes in ``source.dtype``, under autocast where that is not float32, so that trained weights can be float32
+    throughout. Times and velocities are float32, and so are the decoder's weights.
+    """
+
+    def __init__(self, source: DiffusersSource, pipeline: Any, device: torch.device) -> None:
+        """Take over a loaded pipeline.
+
+        Args:
+            source: The configuration.
+            pipeline: Its parts are on the device, frozen except for what is trained.
+            device: Where it is.
+        """
+        self.source = source
+        self.pipeline = pipeline
+        self.device = device
+        self.module: Any = pipeline.transformer
+        self._cache = PromptCache(self.encode_texts, limit=source.cached_prompts, batch=source.encode_batch)
+        self._base: dict[str, Tensor] | None = None
+
+    # -- what an adapter gives -------------------------------------------------------------------------------------------
+
+    def encode_texts(self, prompts: list[str]) -> Mapping[str, Tensor]:
+        """Named embeddings, one row per text, all rows of one shape."""
+        raise NotImplementedError
+
+    def predict(self, module: nn.Module, x_t: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
+        """Call the network.
+
+        Args:
+            module: The network or a wrapper of it.
+            x_t: ``(batch, *state_shape)`` in the dtype of the frozen weights.
+            timestep: ``(batch,)``, float32, in the scheduler's unit: 1000 is noise.
+            condition: One row per state, in the dtype of ``x_t``.
+
+        Returns:
+            ``noise − data``, the shape of ``x_t``, any dtype.
+        """
+        raise NotImplementedError
+
+    # -- usual pipelines -------------------------------------------------------------------------------------------------
+
+    @property
+    def state_shape(self) -> tuple[int, ...]:
+        """Latent channels, height, width."""
+        factor = self.pipeline.vae_scale_factor
+        return self.module.config.in_channels, self.source.height_of(self.pipeline) // factor, self.source.width_of(self.pipeline) // factor
+
+    @property
+    def tokens(self) -> int:
+        """Image tokens that the network sees."""
+        return math.prod(self.state_shape[-2:]) // self.module.config.patch_size**2
+
+    def pixels(self, latents: Tensor) -> Tensor:
+        """One chunk of latents decoded, around [-1, 1]."""
+        config = self.pipeline.vae.config
+        return self.pipeline.vae.decode(latents / config.scaling_factor + (config.shift_factor or 0.0), return_dict=False)[0]
+
+    def default_times(self, steps: int) -> Tensor:
+        """See :class:`ImageModel`."""
+        if steps < 1:
+            raise ValueError(f"steps must be at least 1, got {steps}")
+        scheduler = type(self.pipeline.scheduler).from_config(self.pipeline.scheduler.config)
+        config = scheduler.config
+        dynamic = {}
+        if config.use_dynamic_shifting:
+            range_of_tokens = {"base_tokens": config.base_image_seq_len, "max_tokens": config.max_image_seq_len}
+            shift = dynamic_shift(self.tokens, **range_of_tokens, base_shift=config.base_shift, max_shift=config.max_shift)
+            dynamic["mu"] = math.log(shift)
+        scheduler.set_timesteps(steps, **dynamic)
+        return scheduler.sigmas.clone()
+
+    # -- the contract ----------------------------------------------------------------------------------------------------
+
+    def encode(self, prompts: Sequence[str]) -> Condition:
+        """See :class:`ImageModel`."""
+        return self._cache(prompts).to(self.device)
+
+    def field(self, module: nn.Module | None = None) -> VelocityField:
+        """See :class:`ImageModel`."""
+        network = NetworkField(model=self, module=self.module if module is None else module)
+        if self.source.guidance_scale == 1:
+            return network
+        return ClassifierFreeGuidance(field=network, scale=self.source.guidance_scale, negative=self.encode([self.source.negative_prompt]))
+
+    def velocity(self, module: nn.Module, x_t: Tensor, t: Time, condition: Condition) -> Tensor:
+        """The unguided velocity, float32; see :class:`flowrl.flow.VelocityField`.
+
+        Raises:
+            ValueError: If the time is neither a scalar nor one per state.
+        """
+        time = torch.as_tensor(t, dtype=torch.float32, device=x_t.device)
+        if time.shape not in ((), x_t.shape[:1]):
+            raise ValueError(
+                f"{type(self).__name__} takes a time of shape () or ({len(x_t)},), got {tuple(time.shape)}; a picture has one noise level"
+            )
+        timestep = time.expand(len(x_t)) * self.pipeline.scheduler.config.num_train_timesteps
+        storage = self.source.storage_dtype
+        with self._autocast():
+            prediction = self.predict(module, x_t.to(storage), timestep, condition.to(storage))
+        return prediction.float()
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """See :class:`ImageModel`; decodes ``source.decode_batch`` at a time.
+
+        Raises:
+            ValueError: If the latents do not have the state's shape.
+        """
+        if tuple(latents.shape[1:]) != self.state_shape:
+            raise ValueError(f"latents must be (batch, {', '.join(map(str, self.state_shape))}), got {tuple(latents.shape)}")
+        chunks = latents.to(self.device, torch.float32).split(self.source.decode_batch)
+        return torch.cat([(self.pixels(chunk).float() / 2 + 0.5).clamp(0, 1) for chunk in chunks])
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """See :class:`ImageModel`.
+
+        With LoRA the adapter is switched off. Without, the weights are read again from ``source.path`` at the first use, so that they
+        are the original ones even if training has begun or was resumed; that takes the memory of a second network.
+        """
+        if self.source.lora is not None:
+            self.module.disable_adapters()
+            try:
+                yield
+            finally:
+                self.module.enable_adapters()
+            return
+        self._swap_base()
+        try:
+            yield
+        finally:
+            self._swap_base()
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """See :class:`ImageModel`."""
+        return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+
+    def save_weights(self, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
+        """See :class:`ImageModel`.
+
+        With LoRA: ``folder/pytorch_lora_weights.safetensors``, for ``pipeline.load_lora_weights(folder, weight_name=...)``. Without:
+        ``folder/transformer``, for ``from_pretrained(folder, subfolder="transformer")`` of the network's class.
+
+        Raises:
+            CheckpointError: If the files cannot be written.
+        """
+        if self.source.lora is None:
+            save_full(self.module, Path(folder) / "transformer", state=state)
+        else:
+            save_lora(type(self.pipeline), self.module, Path(folder), lora=self.source.lora, state=state)
+
+    def load_weights(self, folder: Path) -> None:
+        """See :class:`ImageModel`.
+
+        Raises:
+            CheckpointError: If a file is missing or truncated, or its weights do not fit this model.
+        """
+        if self.source.lora is None:
+            load_full(self.module, Path(folder) / "transformer")
+        else:
+            load_lora(self.module, Path(folder), lora=self.source.lora)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        dtype = self.source.compute_dtype
+        # Without the cache: a cast made in a rollout, which has no graph, must never serve in an update.
+        return nullcontext() if dtype == torch.float32 else torch.autocast(self.device.type, dtype, cache_enabled=False)
+
+    def _swap_base(self) -> None:
+        """Exchange the storage of trained and original weights; the parameters that wrappers and optimisers hold stay the same objects."""
+        if self._base is None:
+            self._base = self.source.original_weights(self.pipeline, self.device)
+        for name, parameter in self.module.named_parameters():
+            parameter.data, self._base[name] = self._base[name], parameter.data
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkField:
+    """A model's unguided velocity field.
+
+    Attributes:
+        model: Whose conventions hold.
+        module: What is called: the model's network or a wrapper of it.
+    """
+
+    model: DiffusersModel
+    module: nn.Module
+
+    def __call__(self, x_t: Tensor, t: Time, condition: Condition) -> Tensor:
+        """See :class:`flowrl.flow.VelocityField`."""
+        return self.model.velocity(self.module, x_t, t, condition)

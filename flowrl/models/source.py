@@ -1,0 +1,173 @@
+"""Where a diffusers pipeline comes from, and how it is prepared for training."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from safetensors import SafetensorError
+
+from flowrl.errors import CheckpointError, ConfigError, close_match
+from flowrl.models.lora import LoRA
+from flowrl.models.pipeline import DiffusersModel
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["DTYPES", "DiffusersSource", "resolve_path"]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def resolve_path(path: str) -> str:
+    """A local folder as it is, ``assets/...`` as the bundled folder, anything of the form ``owner/name`` as a model hub's id.
+
+    Raises:
+        CheckpointError: If it is none of these.
+    """
+    if Path(path).expanduser().is_dir():
+        return str(Path(path).expanduser())
+    if path.startswith("assets/"):
+        from flowrl.config import asset_path
+
+        return str(asset_path(path.removeprefix("assets/")))
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", path):
+        raise CheckpointError(f"no such folder: {path!r}; give a local folder, assets/models/..., or the id owner/name of a model hub")
+    return path
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusersSource:
+    """What the adapters of all pipelines can be told; an adapter's own class derives from this one.
+
+    Attributes:
+        path: A folder that ``save_pretrained`` wrote, ``assets/models/...`` or a hub id. Only safetensors are read.
+        height: Of the pictures in pixels; None is the model's own size.
+        width: Likewise.
+        guidance_scale: Of classifier-free guidance, at least 1; 1 is none, and costs half.
+        negative_prompt: What guidance leads away from.
+        lora: The adapter to train; None trains all weights of the network.
+        dtype: In which the network computes: float32, bfloat16 or float16. Trained weights and the decoder's are float32 all the same.
+        gradient_checkpointing: Recompute activations in the backward pass: about a third more compute, far less memory.
+        encode_batch: Prompts encoded at once; see :class:`flowrl.models.cache.PromptCache` for why 1.
+        decode_batch: Latents decoded at once.
+        cached_prompts: Prompts whose embeddings are remembered.
+
+    Raises:
+        ConfigError: If a value is out of range.
+    """
+
+    pipeline_name: ClassVar[str]
+    model: ClassVar[type[DiffusersModel]]
+
+    path: str
+    height: int | None = None
+    width: int | None = None
+    guidance_scale: float = 1.0
+    negative_prompt: str = ""
+    lora: LoRA | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    gradient_checkpointing: bool = False
+    encode_batch: int = 1
+    decode_batch: int = 8
+    cached_prompts: int = 1024
+
+    def __post_init__(self) -> None:
+        if not self.guidance_scale >= 1:
+            raise ConfigError(f"guidance_scale must be >= 1, got {self.guidance_scale}; 1 is no guidance")
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"unknown dtype {self.dtype!r}{close_match(self.dtype, DTYPES)}")
+        for name in ("height", "width", "encode_batch", "decode_batch", "cached_prompts"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1, got {value}")
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """In which the network computes."""
+        return DTYPES[self.dtype]
+
+    @property
+    def storage_dtype(self) -> torch.dtype:
+        """Of the network's own weights: under a LoRA they are frozen and need no precision beyond what they compute in."""
+        return torch.float32 if self.lora is None else self.compute_dtype
+
+    def load(self, device: torch.device | str) -> Any:
+        """The model on a device, in evaluation mode; only what is trained requires a gradient.
+
+        Raises:
+            CheckpointError: If the pipeline is missing, truncated, or of another class.
+            ConfigError: If the picture's size or the LoRA does not fit it.
+        """
+        device = torch.device(device)
+        pipeline = self._pipeline()
+        self.check_size(pipeline)
+        if self.lora is not None:
+            self.lora.attach(pipeline.transformer)
+        for name, part in pipeline.components.items():
+            if isinstance(part, torch.nn.Module):
+                part.to(device).eval()
+                if name != "transformer" or self.lora is None:
+                    part.requires_grad_(requires_grad=name == "transformer")
+        if self.gradient_checkpointing:
+            pipeline.transformer.enable_gradient_checkpointing()
+        return self.model(self, pipeline, device)
+
+    def height_of(self, pipeline: Any) -> int:
+        """Pixels: what was asked for, or the pipeline's own size."""
+        return self.height or pipeline.default_sample_size * pipeline.vae_scale_factor
+
+    def width_of(self, pipeline: Any) -> int:
+        """Pixels: what was asked for, or the pipeline's own size."""
+        return self.width or pipeline.default_sample_size * pipeline.vae_scale_factor
+
+    def check_size(self, pipeline: Any) -> None:
+        """Refuse a size that does not divide into image tokens.
+
+        Raises:
+            ConfigError: If the height or the width does not.
+        """
+        step = pipeline.vae_scale_factor * pipeline.transformer.config.patch_size
+        size = self.height_of(pipeline), self.width_of(pipeline)
+        if any(side % step for side in size):
+            raise ConfigError(f"height and width must be multiples of {step} for {self.path}, got {size[0]} x {size[1]}")
+
+    def original_weights(self, pipeline: Any, device: torch.device) -> dict[str, Tensor]:
+        """The network's parameters as they are at ``path``, float32, on a device.
+
+        Raises:
+            CheckpointError: If they cannot be read any more.
+        """
+        network = type(pipeline.transformer)
+        original = self._read(network.from_pretrained, resolve_path(self.path), subfolder="transformer", **_weights_in(torch.float32))
+        return {name: parameter.data.to(device) for name, parameter in original.named_parameters()}
+
+    def _pipeline(self) -> Any:
+        import diffusers
+
+        path = resolve_path(self.path)
+        parts = self._read(diffusers.DiffusionPipeline.load_config, path)
+        if (name := parts.get("_class_name")) != self.pipeline_name:
+            raise CheckpointError(f"{self.path} holds a {name}, {type(self).__name__} reads a {self.pipeline_name}; use the adapter for it")
+        # A part that was saved as None, such as SD3's T5, has to be named as None or diffusers calls it missing.
+        absent = {part: None for part, where in parts.items() if isinstance(where, list | tuple) and where[0] is None}
+        dtypes = {"default": self.compute_dtype, "transformer": self.storage_dtype, "vae": torch.float32}
+        return self._read(getattr(diffusers, self.pipeline_name).from_pretrained, path, **absent, **_weights_in(dtypes))
+
+    def _read(self, read: Any, path: str, **arguments: Any) -> Any:
+        try:
+            return read(path, **arguments)
+        except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
+            raise CheckpointError(
+                f"cannot load {self.path}: {error}; it must be a {self.pipeline_name} saved whole, as safetensors"
+            ) from error
+
+
+def _weights_in(dtype: Any) -> dict[str, Any]:
+    """Arguments of ``from_pretrained``: no pickles, and the dtype under the name that the installed diffusers has for it."""
+    from diffusers.utils import deprecation_utils
+
+    return {"use_safetensors": True, "dtype" if hasattr(deprecation_utils, "_resolve_dtype") else "torch_dtype": dtype}
