@@ -262,8 +262,10 @@ def test_an_asset_is_found_with_and_without_the_prefix_and_an_unknown_one_is_ref
     names = sorted(path.name for path in asset_path("").iterdir())
     for name in names:
         assert asset_path(name) == asset_path(f"assets/{name}")
-    with pytest.raises(ConfigError, match="no bundled asset 'models/nothing'"):
-        asset_path("models/nothing")
+    with pytest.raises(ConfigError, match="no bundled asset 'assets/models/digits_sd4'; did you mean 'models/digits_sd3'"):
+        asset_path("assets/models/digits_sd4")
+    with pytest.raises(ConfigError, match=r"no bundled asset 'a/b'; allowed: .*models"):
+        asset_path("a/b")
 
 
 @pytest.mark.parametrize("name", bundled_configs())

@@ -32,7 +32,8 @@ def asset_path(name: str) -> Path:
     path = folder / name.removeprefix("assets/")
     if path.exists():
         return path
-    names = [entry.relative_to(folder).as_posix() for entry in folder.rglob("*")]
+    nearest = next(parent for parent in path.parents if parent.is_dir())
+    names = [entry.relative_to(folder).as_posix() for entry in nearest.iterdir()] if nearest.is_relative_to(folder) else []
     raise ConfigError(f"no bundled asset {name!r}{close_match(name.removeprefix('assets/'), names)}")
 
 
