@@ -1,8 +1,8 @@
 """Line and bar charts as inline SVG: no script, no font, colours from the page's CSS variables (so they follow light and dark)."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from html import escape
 
 WIDTH, HEIGHT = 480, 236
@@ -22,6 +22,8 @@ class Line:
         y: Values, finite.
         ci95: Half-widths of a band around ``y``; empty for none.
         markers: Whether to mark every point; for curves of a few measurements.
+        smooth: Whether a long curve is drawn faint under its moving mean.
+        colour: Number of the page's colour.
     """
 
     name: str
@@ -29,6 +31,8 @@ class Line:
     y: Sequence[float]
     ci95: Sequence[float] = ()
     markers: bool = False
+    smooth: bool = True
+    colour: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,12 +69,13 @@ def line_chart(lines: Sequence[Line], *, x_label: str, log: bool = False) -> str
     x_axis = _axis([x for line in lines for x in line.x], LEFT, WIDTH - RIGHT, whole=True)
     y_axis = _axis([edge for line in lines for edge in _extent(line)], HEIGHT - BOTTOM, TOP, log=log)
     parts = [_frame(x_axis, y_axis, x_label)]
-    parts += [_curve(line, index, x_axis, y_axis) for index, line in enumerate(lines)]
+    parts += [_curve(line, x_axis, y_axis) for line in lines]
     parts.append(_hover(lines, x_axis))
-    return _svg(parts, ", ".join(line.name for line in lines) + f" against {x_label}") + _legend([line.name for line in lines])
+    names = {line.name: line.colour for line in lines}
+    return _svg(parts, f"{', '.join(names)} against {x_label}") + _legend(names)
 
 
-def bar_chart(groups: dict[str, Sequence[float]], labels: Sequence[str], *, x_label: str) -> str:
+def bar_chart(groups: Mapping[str, Sequence[float]], labels: Sequence[str], *, x_label: str) -> str:
     """Draw bars in groups, one colour per group member.
 
     Args:
@@ -95,19 +100,24 @@ def bar_chart(groups: dict[str, Sequence[float]], labels: Sequence[str], *, x_la
                 f'<rect class="bar c{index}" x="{left:.2f}" y="{top}" {size} rx="1.5">'
                 f"<title>{escape(name)}, {escape(label)}: {figure(series[place])}</title></rect>"
             )
-    return _svg(parts, ", ".join(groups) + f" by {x_label}") + _legend(list(groups))
+    return _svg(parts, f"{', '.join(groups)} by {x_label}") + _legend({name: index for index, name in enumerate(groups)})
 
 
-def figure(value: float) -> str:
-    """Write a number for people: four significant digits, thousands separated, a real minus sign."""
+def figure(value: float, digits: int = 4) -> str:
+    """Write a number for people: so many significant digits, thousands separated, a real minus sign."""
     if not math.isfinite(value):
         return "not finite"
     if value and not SMALL <= abs(value) < LARGE:
         mantissa, exponent = f"{value:.2e}".split("e")
         text = f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
     else:
-        text = f"{value:,.0f}" if abs(value) >= THOUSAND or float(value).is_integer() else f"{value:.4g}"
+        text = f"{value:,.0f}" if abs(value) >= THOUSAND or float(value).is_integer() else f"{value:.{digits}g}"
     return text.replace("-", "−")
+
+
+def words(name: str) -> str:
+    """Write a field's name for people: ``heldout_accuracy`` is held-out accuracy."""
+    return name.replace("heldout", "held-out").replace("_", " ")
 
 
 def smoothed(values: Sequence[float]) -> tuple[list[float], int]:
@@ -126,7 +136,7 @@ def _drawable(line: Line, log: bool) -> Line:  # noqa: FBT001
         if (i % stride == 0 or i == last) and math.isfinite(y) and (y > 0 or not log)
     ]
     x, y, band = zip(*points, strict=True) if points else ((), (), ())
-    return Line(name=line.name, x=x, y=y, ci95=band if line.ci95 else (), markers=line.markers)
+    return replace(line, x=x, y=y, ci95=band if line.ci95 else ())
 
 
 def _extent(line: Line) -> list[float]:
@@ -178,24 +188,26 @@ def _frame(x_axis: Axis | None, y_axis: Axis, x_label: str) -> str:
     return "".join([*rows, *columns, axis, label])
 
 
-def _curve(line: Line, index: int, x_axis: Axis, y_axis: Axis) -> str:
-    smooth = len(line.x) >= SMOOTH_FROM and not line.markers
-    drawn = f'<polyline class="line c{index}{" raw" if smooth else ""}" points="{_points(line.x, line.y, x_axis, y_axis)}"/>'
-    if smooth:
-        drawn += f'<polyline class="line c{index}" points="{_points(line.x, smoothed(line.y)[0], x_axis, y_axis)}"/>'
+def _curve(line: Line, x_axis: Axis, y_axis: Axis) -> str:
+    smooth = line.smooth and len(line.x) >= SMOOTH_FROM and not line.markers
+    drawn = ""
     if line.ci95:
-        upper = _points(line.x, [y + band for y, band in zip(line.y, line.ci95, strict=True)], x_axis, y_axis)
-        lower = _points(line.x[::-1], [y - band for y, band in zip(line.y, line.ci95, strict=True)][::-1], x_axis, y_axis)
-        drawn = f'<polygon class="band c{index}" points="{upper} {lower}"/>' + drawn
-    if line.markers or len(line.x) == 1:
-        drawn += "".join(
-            f'<circle class="dot c{index}" cx="{x_axis(x)}" cy="{y_axis(y)}" r="3"/>' for x, y in zip(line.x, line.y, strict=True)
-        )
+        bands = list(zip(line.x, line.y, line.ci95, strict=True))
+        upper = [(x, y + band) for x, y, band in bands]
+        lower = [(x, y - band) for x, y, band in reversed(bands)]
+        drawn += f'<polygon class="band c{line.colour}" points="{_points(upper + lower, x_axis, y_axis)}"/>'
+    points = list(zip(line.x, line.y, strict=True))
+    drawn += f'<polyline class="line c{line.colour}{" raw" if smooth else ""}" points="{_points(points, x_axis, y_axis)}"/>'
+    if smooth:
+        means = zip(line.x, smoothed(line.y)[0], strict=True)
+        drawn += f'<polyline class="line c{line.colour}" points="{_points(means, x_axis, y_axis)}"/>'
+    if line.markers or len(points) == 1:
+        drawn += "".join(f'<circle class="dot c{line.colour}" cx="{x_axis(x)}" cy="{y_axis(y)}" r="3"/>' for x, y in points)
     return drawn
 
 
-def _points(x: Sequence[float], y: Sequence[float], x_axis: Axis, y_axis: Axis) -> str:
-    return " ".join(f"{x_axis(a)},{y_axis(b)}" for a, b in zip(x, y, strict=True))
+def _points(points: Iterable[tuple[float, float]], x_axis: Axis, y_axis: Axis) -> str:
+    return " ".join(f"{x_axis(x)},{y_axis(y)}" for x, y in points)
 
 
 def _hover(lines: Sequence[Line], x_axis: Axis) -> str:
@@ -215,10 +227,10 @@ def _hover(lines: Sequence[Line], x_axis: Axis) -> str:
     )
 
 
-def _legend(names: Sequence[str]) -> str:
-    if len(names) <= 1:
+def _legend(colours: dict[str, int]) -> str:
+    if len(colours) <= 1:
         return ""
-    keys = "".join(f'<span><i class="key c{index}"></i>{escape(name)}</span>' for index, name in enumerate(names))
+    keys = "".join(f'<span><i class="key c{colour}"></i>{escape(name)}</span>' for name, colour in colours.items())
     return f'<div class="legend">{keys}</div>'
 
 

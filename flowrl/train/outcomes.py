@@ -54,8 +54,8 @@ class Outcome:
 def outcomes(record: RunRecord) -> list[Outcome]:
     """Return one row per score and monitor, first evaluation against last; no rows without an evaluation.
 
-    Intervals are paired, image by image, where the run kept both evaluations' scores; else the two means are taken as independent and their half-widths
-    add in quadrature.
+    Intervals are paired, image by image, where the run kept both evaluations' scores; else the two means are taken as independent and
+    their half-widths add in quadrature.
     """
     if not record.evals:
         return []
