@@ -22,7 +22,7 @@ def shift_time(t: Tensor, shift: float) -> Tensor:
     """
     if not shift > 0:
         raise ValueError(f"shift must be > 0, got {shift}; 1 is the linear grid, SD3 uses 3")
-    return shift * t / (1 + (shift - 1) * t)
+    return shift * t / (shift * t + (1 - t))  # the form of the docstring rounds to above 1 at t = 1 for some shifts
 
 
 def shifted_times(steps: int, shift: float = 1.0) -> Tensor:
