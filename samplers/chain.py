@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
 
 from flowrl.shapes import float_dtype
 from samplers.base import GroupSampler
-from samplers.checks import check_inputs
+from samplers.checks import check_at_least, check_inputs
 from samplers.evaluation import Evaluator
+from samplers.granular import granular_indices
 from samplers.solvers import Memory
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ __all__ = ["ChainSampler"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChainSampler(GroupSampler):
+class ChainSampler(GroupSampler, ABC):
     """A path on which some steps are stochastic and some of those are trained.
 
     Where the members of a group start from the same noise they share all states before the first stochastic step: those are evaluated
@@ -32,9 +34,18 @@ class ChainSampler(GroupSampler):
 
     Attributes:
         shared_noise: Whether the members of a group start from the same noise.
+        tail_stride: Granularity of the steps after the last stochastic one, see :func:`samplers.granular_indices`; 1 is the grid itself.
+
+    Raises:
+        ValueError: See :class:`samplers.base.GroupSampler`; also if ``tail_stride`` < 1.
     """
 
     shared_noise: bool = False
+    tail_stride: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least("tail_stride", self.tail_stride, 1, "1 takes every step of the grid")
 
     @abstractmethod
     def stochastic(self) -> tuple[int, ...]:
@@ -51,7 +62,12 @@ class ChainSampler(GroupSampler):
     def evaluations(self) -> int:
         """Network evaluations per prompt with solvers that take one a step, such as Euler."""
         shared = self.stochastic()[0] + 1
-        return shared * self.noise_rows() + (self.steps - shared) * self.group_size
+        return shared * self.noise_rows() + (len(self.visited()) - shared) * self.group_size
+
+    def visited(self) -> tuple[int, ...]:
+        """Grid indices of the states that the path evaluates, increasing; from the last it steps to the end of the grid."""
+        last = max(self.stochastic())
+        return (*range(last + 1), *granular_indices(self.steps, last, self.tail_stride))
 
     @torch.no_grad()
     def sample(self, field: VelocityField, noise: Tensor, condition: Condition, generator: RandomSource = None) -> Trajectory:
@@ -66,8 +82,8 @@ class ChainSampler(GroupSampler):
         recorder, times = self._recorder(self.trained(), x, len(condition)), self._times(x)
         prompts = torch.arange(len(condition), device=x.device).repeat_interleave(self.noise_rows())
         stochastic = frozenset(self.stochastic())
-        for index in range(self.steps):
-            t, s = times[index].expand(len(x)), times[index + 1].expand(len(x))
+        for index, target in pairwise((*self.visited(), self.steps)):
+            t, s = times[index].expand(len(x)), times[target].expand(len(x))
             if index in stochastic:
                 x = recorder.rounded(x)
                 x = recorder.draw(index, x, evaluate(x, t, prompts), generator)

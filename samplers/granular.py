@@ -19,7 +19,7 @@ __all__ = ["ANCHORINGS", "TailEdge", "TailLevel", "granular_indices", "singular_
 
 
 def _official(steps: int, sde_index: int, stride: int) -> list[int]:
-    """Anchored at the noisy end, as the official G²RPO code: one fine step, then ``times[k + 2::stride]``, of which the last is not evaluated."""
+    """Anchored at the noisy end, as the official G²RPO code: one fine step, then ``times[k + 2::stride]``, the last not evaluated."""
     listed = [sde_index + 1, *range(sde_index + 2, steps + 1, stride)]
     return listed[:-1]
 
@@ -174,5 +174,7 @@ def singular_evaluations(
         raise ValueError(f"group_size must be at least 1, got {group_size}")
     if not sde_indices or len(set(sde_indices)) < len(sde_indices):
         raise ValueError(f"sde_indices must be one or more different steps, got {tuple(sde_indices)}")
+    if not strides or len(set(strides)) < len(strides):
+        raise ValueError(f"strides must be one or more different numbers, got {tuple(strides)}; (1,) is the fine grid alone")
     levels = tail_levels(tail_lists(steps, tuple(sde_indices), tuple(strides), anchoring), steps)
     return max(sde_indices) + 1 + group_size * sum(len(level.indices) for level in levels)

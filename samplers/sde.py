@@ -44,12 +44,12 @@ class SDESampler(ChainSampler):
         super().__post_init__()
         if not 0 < self.train_fraction <= 1:
             raise ValueError(f"train_fraction must lie in (0, 1], got {self.train_fraction}; 1 trains every stochastic step")
-        check_stochastic(self.sde_indices if self.sde_indices is not None else self.stochastic(), self.dynamics, self.grid.times())
-        check_stochastic(self.stochastic(), self.dynamics, self.grid.times())
+        stochastic = self.stochastic()
+        check_stochastic(stochastic, self.dynamics, self.grid.times())
         if self.trained_indices is not None and not self.trained_indices:
             raise ValueError("trained_indices must name at least one step, got none; leave it out to draw them")
-        if unknown := sorted(set(self.trained_indices or ()) - set(self.stochastic())):
-            raise ValueError(f"trained_indices {unknown} are not stochastic; allowed: {self.stochastic()}")
+        if unknown := sorted(set(self.trained_indices or ()) - set(stochastic)):
+            raise ValueError(f"trained_indices {unknown} are not stochastic; allowed: {stochastic}")
 
     def stochastic(self) -> tuple[int, ...]:
         """Grid indices of the stochastic steps, increasing."""

@@ -9,9 +9,9 @@ import torch
 
 from flowrl.shapes import float_dtype
 from samplers.base import GroupSampler
-from samplers.checks import check_at_least, check_inputs, check_name, check_stochastic
+from samplers.checks import check_inputs, check_stochastic
 from samplers.evaluation import Evaluator
-from samplers.granular import ANCHORINGS, TailLevel, singular_evaluations, tail_levels, tail_lists
+from samplers.granular import TailLevel, singular_evaluations, tail_levels, tail_lists
 from samplers.solvers import Memory, select_rows
 
 if TYPE_CHECKING:
@@ -57,10 +57,7 @@ class SingularStochasticSampler(GroupSampler):
         object.__setattr__(self, "sde_indices", tuple(self.sde_indices))
         object.__setattr__(self, "strides", tuple(self.strides))
         check_stochastic(self.sde_indices, self.dynamics, self.grid.times())
-        check_name("anchoring", self.anchoring, tuple(ANCHORINGS))
-        if not self.strides or len(set(self.strides)) < len(self.strides):
-            raise ValueError(f"strides must be one or more different numbers, got {self.strides}; (1,) is the fine grid alone")
-        check_at_least("every stride", min(self.strides), 1, "1 is the fine grid")
+        self.evaluations()  # refuses strides and anchorings that do not exist
 
     def noise_rows(self) -> int:
         """1: the members of a group share their anchor."""

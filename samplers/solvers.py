@@ -84,7 +84,8 @@ class DPMSolverPP2M:
     With ``data = x_t − t·velocity`` and ``λ = log((1 − t)/t)``, the step is ``x_s = (s/t)·x_t + (1 − s/t)·D``, where ``D``
     extrapolates the two latest predictions of the data: ``D = data + (h/(2·h_previous))·(data − data_previous)`` with
     ``h = λ_s − λ_t``. With ``D = data`` it is the Euler step; so are the first step, the one after a step from ``t = 1``
-    (where λ is infinite) and a step to ``s = 0``.
+    (where λ is infinite) and a step to ``s = 0``. On grids that start at noise the error is ``O(h²·log(1/h))``, since the
+    first steps in λ do not shrink with h.
     """
 
     def step(self, velocity: Tensor, x_t: Tensor, t: Tensor, s: Tensor, memory: Memory, evaluate: Evaluate) -> tuple[Tensor, Memory]:

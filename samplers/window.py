@@ -19,7 +19,7 @@ class WindowSampler(ChainSampler):
     """Noise-free before and after a window of stochastic steps, all trained; the window moves from update to update.
 
     MixGRPO (arXiv:2507.21802): ``size=4, stride=1, shift_every=25``, progressive; its Flash variant has
-    ``tail_solver=DPMSolverPP2M()`` after the window. Flow-GRPO-Fast: ``size`` 1 or 2, ``order="random"``, ``shift_every=1``
+    ``tail_solver=DPMSolverPP2M()`` and ``tail_stride=2`` after it. Flow-GRPO-Fast: ``size`` 1 or 2, ``order="random"``, ``shift_every=1``
     and ``last_index`` in the first half. The steps before the window are taken once per group if its members share their
     initial noise.
 
