@@ -5,10 +5,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from html import escape
 
+from flowrl.train.figures import SMALL, figure
+
 WIDTH, HEIGHT = 480, 236
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 40
 MOST_POINTS = 400  # a line is thinned to so many points; the figures behind it stay in metrics.jsonl
-SMALL, THOUSAND, LARGE = 1e-3, 1e3, 1e6  # where figures change their form
 SMOOTH_FROM = 24  # points; shorter lines are drawn as they are
 
 
@@ -101,23 +102,6 @@ def bar_chart(groups: Mapping[str, Sequence[float]], labels: Sequence[str], *, x
                 f"<title>{escape(name)}, {escape(label)}: {figure(series[place])}</title></rect>"
             )
     return _svg(parts, f"{', '.join(groups)} by {x_label}") + _legend({name: index for index, name in enumerate(groups)})
-
-
-def figure(value: float, digits: int = 4) -> str:
-    """Write a number for people: so many significant digits, thousands separated, a real minus sign."""
-    if not math.isfinite(value):
-        return "not finite"
-    if value and not SMALL <= abs(value) < LARGE:
-        mantissa, exponent = f"{value:.2e}".split("e")
-        text = f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
-    else:
-        text = f"{value:,.0f}" if abs(value) >= THOUSAND or float(value).is_integer() else f"{value:.{digits}g}"
-    return text.replace("-", "−")
-
-
-def words(name: str) -> str:
-    """Write a field's name for people: ``heldout_accuracy`` is held-out accuracy."""
-    return name.replace("heldout", "held-out").replace("_", " ")
 
 
 def smoothed(values: Sequence[float]) -> tuple[list[float], int]:

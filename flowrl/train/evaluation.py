@@ -36,7 +36,7 @@ class Evaluation:
     processes changes it, and a shorter evaluation is a prefix of a longer one.
 
     Attributes:
-        prompts: A prompt file, one prompt a line; ``assets/...`` names a bundled one.
+        prompts: A prompt file, one prompt a line (``assets/...`` names a bundled one), or the prompts themselves.
         sampler: How pictures are drawn, one per row; an ``ODESampler`` for a deterministic one.
         rewards: What is scored. The first is the reward in training, whose weighted sum stands under the pictures; the others are held out.
         images_per_prompt: Pictures of each prompt; diversity needs at least two.
@@ -48,7 +48,7 @@ class Evaluation:
         ValueError: If the prompt file is unusable, a number is out of range, the sampler draws groups, or two rewards share a part's name.
     """
 
-    prompts: str
+    prompts: str | tuple[str, ...]
     sampler: Sampler
     rewards: tuple[Reward, ...]
     images_per_prompt: int = 4
@@ -70,13 +70,13 @@ class Evaluation:
         if len(set(parts)) < len(parts):
             repeated = sorted({part for part in parts if parts.count(part) > 1})
             raise ValueError(f"two rewards have a part named {', '.join(repeated)}; a part may be scored once")
-        if self.images <= 1:
-            raise ValueError("an evaluation needs at least two images for a confidence interval; raise images_per_prompt or add prompts")
+        if not self.texts:
+            raise ValueError("an evaluation needs at least one prompt, got none; list them, or name a prompt file")
 
     @cached_property
     def texts(self) -> list[str]:
-        """The prompts of the file."""
-        return load_prompts(self.prompts)
+        """The prompts, one each."""
+        return load_prompts(self.prompts) if isinstance(self.prompts, str) else list(self.prompts)
 
     @property
     def images(self) -> int:

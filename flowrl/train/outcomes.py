@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Literal
 from flowrl.train.evaluation_result import MONITORS, EvaluationResult, evaluation_folder
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from flowrl.train.paired import PairedDifference
     from flowrl.train.record import RunRecord
 
-__all__ = ["Outcome", "outcomes", "warnings"]
+__all__ = ["Outcome", "compared", "outcomes", "warnings"]
 
 COLLAPSED = 0.5  # of the diversity before training
 DRIFTED = 0.5  # relative change of an image statistic
@@ -62,6 +64,36 @@ def outcomes(record: RunRecord) -> list[Outcome]:
     pairs = _pairs(record)
     scores = [_score(record, part, pairs.get(part)) for part in record.parts]
     return [row for row in scores if row] + [row for name in MONITORS if (row := _monitor(record, name))]
+
+
+def compared(before: EvaluationResult, after: EvaluationResult, trained: Collection[str]) -> list[Outcome]:
+    """Return one row per score and monitor of two evaluations of the same images, scores paired.
+
+    Args:
+        before: Of the first model.
+        after: Of the second.
+        trained: Names of the parts in training; the others are held out.
+
+    Raises:
+        ValueError: If the two are of other prompts or images.
+    """
+    rows = [
+        Outcome(
+            name=name,
+            role="trained" if name in trained else "held out",
+            before=pair.before,
+            after=pair.after,
+            difference=pair.difference,
+            ci95=pair.ci95,
+            win_rate=pair.win_rate,
+        )
+        for name, pair in before.compare(after).items()
+    ]
+    old, new = before.line(), after.line()
+    monitors = [name for name in MONITORS if name in old and name in new]
+    return rows + [
+        Outcome(name=name, role="monitor", before=old[name], after=new[name], difference=new[name] - old[name]) for name in monitors
+    ]
 
 
 def warnings(rows: list[Outcome]) -> list[str]:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import base64
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from flowrl.train.charts import figure, words
 from flowrl.train.evaluation_result import EvaluationResult, evaluation_folder
+from flowrl.train.figures import duration, figure, signed, words
 from flowrl.train.grids import save_png
 from flowrl.train.outcomes import outcomes, warnings
 from flowrl.train.record import RunRecord, read_record
@@ -26,7 +25,6 @@ REPORT_FILE = "report.html"
 BEFORE_AFTER_FILE = "grids/before_after.png"
 COMPONENTS = ("model", "sampler", "reward", "advantage", "objective", "optimizer")
 PHASES = ("rollout", "reward", "update")
-MINUTE, HOUR = 60.0, 3600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,23 +85,6 @@ def write_before_after(record: RunRecord) -> Path | None:
     except ValueError:
         return None
     return save_png(grid, record.folder / BEFORE_AFTER_FILE)
-
-
-def signed(difference: float, ci95: float | None) -> str:
-    """Write a change with its half-width, both to the half-width's second digit: +0.38 ± 0.11."""
-    if not ci95:
-        return ("+" if difference > 0 else "") + figure(difference, 3)
-    decimals = min(5, max(0, 1 - math.floor(math.log10(ci95))))
-    return f"{difference:+.{decimals}f} ± {ci95:.{decimals}f}".replace("-", "−")
-
-
-def duration(seconds: float) -> str:
-    """Write a time for people: 42.0 s, 3 min 05 s, 2 h 07 min."""
-    if seconds < MINUTE:
-        return f"{seconds:.1f} s"
-    if seconds < HOUR:
-        return f"{int(seconds // MINUTE)} min {int(seconds % MINUTE):02d} s"
-    return f"{int(seconds // HOUR)} h {int(seconds % HOUR // MINUTE):02d} min"
 
 
 def _context(record: RunRecord) -> dict[str, Any]:

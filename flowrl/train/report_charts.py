@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from flowrl.train.charts import SMOOTH_FROM, Line, bar_chart, line_chart, smoothed, words
+from flowrl.train.charts import SMOOTH_FROM, Line, bar_chart, line_chart, smoothed
+from flowrl.train.figures import words
 
 if TYPE_CHECKING:
     from flowrl.train.record import RunRecord
