@@ -18,17 +18,22 @@ __all__ = ["ImageModel", "ModelSource"]
 
 
 class ImageModel(Protocol):
-    """A text-conditioned velocity field with a way in (prompts) and a way out (pictures).
+    """A text-conditioned velocity field with a way in (prompts) and a way out (pictures)."""
 
-    Attributes:
-        module: The network that is trained; everything else is frozen, and all of it stays in evaluation mode.
-        state_shape: Of one latent, without the batch axis.
-        device: Where the network is.
-    """
+    @property
+    def module(self) -> nn.Module:
+        """The network that is trained; everything else is frozen, and all of it stays in evaluation mode."""
+        ...
 
-    module: nn.Module
-    state_shape: tuple[int, ...]
-    device: torch.device
+    @property
+    def state_shape(self) -> tuple[int, ...]:
+        """Of one latent, without the batch axis."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        ...
 
     def encode(self, prompts: Sequence[str]) -> Condition:
         """Embeddings, one row per prompt, on the device; each text is encoded once."""

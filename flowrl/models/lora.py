@@ -59,7 +59,7 @@ class LoRA:
         config = LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=list(self.targets))
         try:
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(self.seed)
+                torch.default_generator.manual_seed(self.seed)  # the CPU's, which fork_rng restores
                 module.add_adapter(config, adapter_name=ADAPTER)
         except ValueError as error:
             layers = sorted({name.rsplit(".", 1)[-1] for name, layer in module.named_modules() if isinstance(layer, torch.nn.Linear)})

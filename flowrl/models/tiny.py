@@ -170,7 +170,7 @@ class TinySD3:
 
         tokenizers = [clip_tokenizer(self.vocabulary, max_length=self.text_length) for _ in range(2)]
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
+            torch.default_generator.manual_seed(self.seed)  # the CPU's, which fork_rng restores
             encoders = [self._text_encoder(tokenizer) for tokenizer in tokenizers]
             transformer, vae = self._transformer(), self._vae()
         return StableDiffusion3Pipeline(

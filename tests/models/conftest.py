@@ -1,5 +1,7 @@
 """A random Stable Diffusion 3 pipeline on disk, made once per session and only read."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -45,7 +47,7 @@ def euler():
     @torch.no_grad()
     def sample(model, prompts, noise, steps=4):
         times, field, condition, x = model.default_times(steps), model.field(), model.encode(prompts), noise
-        for t, s in zip(times[:-1], times[1:], strict=True):
+        for t, s in pairwise(times):
             x = x + (s - t) * field(x, t, condition)
         return x
 
@@ -60,7 +62,7 @@ def perturb():
     def move(model):
         generator = torch.Generator().manual_seed(3)
         for parameter in model.trainable_parameters():
-            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
 
     return move
 

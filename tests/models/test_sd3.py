@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from flowrl.models import LoRA
+from samplers import ExplicitGrid, ODESampler
 
 PROMPTS = ["a photo of red square", "green circle", "a zebra?"]
 
@@ -11,6 +12,17 @@ PROMPTS = ["a photo of red square", "green circle", "a zebra?"]
 def from_pipeline(pipeline, noise, **arguments):
     fixed = {"num_inference_steps": 4, "latents": noise.clone(), "max_sequence_length": 3}
     return torch.as_tensor(pipeline(PROMPTS, **fixed, **arguments).images)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.5], ids=["without guidance", "with guidance"])
+def test_the_ode_sampler_gives_the_latents_of_the_pipeline_to_1e_5(load, load_pipeline, noise, guidance):
+    model = load(guidance_scale=guidance)
+    x = noise(model, 3)
+    sampler = ODESampler(grid=ExplicitGrid(values=tuple(model.default_times(4).tolist())))
+    ours = sampler.sample(model.field(), x, model.encode(PROMPTS))
+    expected = from_pipeline(load_pipeline(), x, guidance_scale=guidance, output_type="latent")
+    torch.testing.assert_close(ours.samples[:, 0, 0], expected, atol=1e-5, rtol=0)
+    assert ours.network_evaluations == 3 * 4 * (1 if guidance == 1 else 2)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 4.5], ids=["without guidance", "with guidance"])

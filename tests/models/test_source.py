@@ -42,7 +42,7 @@ def test_a_hub_id_is_passed_on_and_a_local_folder_wins(tmp_path, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:The `local_dir_use_symlinks` argument:UserWarning")  # diffusers' own
 def test_an_unreachable_hub_model_is_named():
-    with pytest.raises(CheckpointError, match="cannot load owner/no-such-model: .*; it must be a StableDiffusion3Pipeline saved whole"):
+    with pytest.raises(CheckpointError, match=r"cannot load owner/no-such-model: .*; it must be a StableDiffusion3Pipeline saved whole"):
         StableDiffusion3(path="owner/no-such-model").load("cpu")
 
 
@@ -55,7 +55,7 @@ def test_a_pipeline_of_another_class_is_named(pipeline_folder, tmp_path):
 
 
 def test_a_folder_without_a_pipeline_is_named(tmp_path):
-    with pytest.raises(CheckpointError, match="cannot load .*model_index.json"):
+    with pytest.raises(CheckpointError, match=r"cannot load .*model_index\.json"):
         StableDiffusion3(path=str(tmp_path)).load("cpu")
 
 

@@ -156,7 +156,7 @@ def test_full_weights_with_a_tensor_missing_are_refused(trained_full, tmp_path):
     tensors = load_file(path)
     tensors.pop("proj_out.bias")
     save_file(tensors, path)
-    with pytest.raises(CheckpointError, match="does not fit the model in 1 tensors: proj_out.bias is missing; use the config"):
+    with pytest.raises(CheckpointError, match=r"does not fit the model in 1 tensors: proj_out\.bias is missing; use the config"):
         trained_full.load_weights(tmp_path)
 
 
@@ -191,7 +191,7 @@ def test_a_checkpoint_of_the_other_kind_is_named(trained_lora, trained_full, tmp
 @pytest.mark.parametrize("lora", [None, STRONG], ids=["full", "lora"])
 def test_weights_that_cannot_be_written_are_an_error_that_says_so(load, lora, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(CheckpointError, match="cannot write weights to .*; free some space, or choose another folder"):
+    with pytest.raises(CheckpointError, match=r"cannot write weights to .*; free some space, or choose another folder"):
         load(lora=lora).save_weights(tmp_path / "file" / "folder")
 
 
@@ -203,7 +203,7 @@ def test_a_full_disk_is_an_error_that_says_so(load, lora, tmp_path, monkeypatch)
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr("safetensors.torch.save_file", full)
-    with pytest.raises(CheckpointError, match="cannot write weights .*No space left on device"):
+    with pytest.raises(CheckpointError, match=r"cannot write weights .*No space left on device"):
         load(lora=lora).save_weights(tmp_path)
 
 
