@@ -250,8 +250,8 @@ def _rows(given: Tensor | Condition, partners: int, relation: str) -> int:
 
 def _check_layout(clauses: _Clauses, sampler: Sampler, drawn: Trajectory, state: torch.Size, prompts: int) -> None:
     rows, parents = prompts * sampler.group_size, len(drawn.parents)
-    step = drawn.children.shape[1]
-    views = drawn.samples.shape[1:3]
+    step, *_ = (*drawn.children.shape[1:2], 0)
+    views = (*drawn.samples.shape[1:3], 0, 0)[:2]
     shapes = {"parents": (parents, *state), "children": (rows, step, *state), "group": (rows,), "samples": (rows, *views, *state)}
     shapes |= dict.fromkeys(("t", "s", "parent_condition"), (parents,)) | dict.fromkeys(("parent_index", "log_prob"), (rows, step))
     for name, shape in shapes.items():
