@@ -1,0 +1,97 @@
+"""What the commands share: the terminal, tables, opening a run."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.table import Table
+
+    from flowrl.train.outcomes import Outcome
+    from flowrl.train.trainer import RLTrainer
+
+__all__ = ["default_device", "load_trainer", "outcome_table", "say", "show", "show_progress_messages"]
+
+
+def say(text: str = "") -> None:
+    """Write a line to standard output, whole, however long: paths can be copied."""
+    sys.stdout.write(text + "\n")
+
+
+def show(table: Table) -> None:
+    """Draw a table."""
+    from rich.console import Console
+
+    Console(highlight=False).print(table)
+
+
+def show_progress_messages() -> None:
+    """Let flowrl's own log messages through to standard error."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("flowrl")
+    logger.handlers, logger.propagate = [handler], False
+    logger.setLevel(logging.INFO)
+
+
+def outcome_table(rows: Sequence[Outcome], title: str) -> Table:
+    """Scores before and after, with the change and its 95 % interval."""
+    from rich.table import Table
+
+    from flowrl.train.figures import figure, signed, words
+
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for name in ("score", "role"):
+        table.add_column(name)
+    for name in ("before", "after", "change (95 % interval)", "better on"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        after, change = "–", "–"
+        if row.after is not None and row.difference is not None:
+            after, change = figure(row.after, 3), signed(row.difference, row.ci95)
+        wins = "–" if row.win_rate is None else f"{row.win_rate:.0%}"
+        style = "blue" if row.rose else "red" if row.fell else None
+        table.add_row(words(row.name), row.role, figure(row.before, 3), after, change, wins, style=style)
+    return table
+
+
+def load_trainer(source: str, overrides: Sequence[str] = ()) -> tuple[RLTrainer, Path | None]:
+    """Build the trainer that a config or a run folder describes; no model is loaded.
+
+    Args:
+        source: A config (file or bundled name), or a folder that ``flowrl train`` wrote.
+        overrides: ``key=value`` each.
+
+    Returns:
+        The trainer, and the run folder if it was one.
+
+    Raises:
+        ConfigError: If it describes something else, or has errors.
+    """
+    from flowrl.config import instantiate, load_config
+    from flowrl.errors import ConfigError
+    from flowrl.train import RLTrainer
+
+    folder = Path(source) if Path(source).is_dir() else None
+    if folder and not (folder / "config.yaml").is_file():
+        raise ConfigError(f"{folder} is no run folder: it has no config.yaml; give the folder that flowrl train printed")
+    trainer = instantiate(load_config(folder / "config.yaml" if folder else source, overrides))
+    if not isinstance(trainer, RLTrainer):
+        raise ConfigError(f"{source} describes a {type(trainer).__name__}, not a flowrl.train.RLTrainer{_other_command(trainer)}")
+    return trainer, folder
+
+
+def default_device() -> str:
+    """A CUDA device if there is one, else the CPU."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _other_command(component: object) -> str:
+    return "; run it with flowrl pretrain" if type(component).__name__ == "Pretrain" else ""

@@ -1,0 +1,175 @@
+"""Check the environment and, given a config, everything about it that can be known before a model is loaded.
+
+flowrl doctor
+flowrl doctor image/digits_g2rpo sampler.group_size=24
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import argparse
+
+    from flowrl.train.trainer import RLTrainer
+
+__all__ = ["add_arguments", "run"]
+
+PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "numpy", "scikit-learn")
+EXTRAS = {"wandb": "wandb", "xformers": "xformers", "open_clip": "open-clip", "h5py": "robomimic"}
+WORLD_SIZES = (1, 2, 4, 8, 16)
+WRONG = 2
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say what the command takes."""
+    parser.add_argument("config", metavar="CONFIG", nargs="?", help="a YAML file, a bundled config's name, or a run folder")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", default=[], help="dotted keys of the config with other values")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print what was found.
+
+    Returns:
+        0 if nothing stands in the way, 2 if something has to be mended.
+    """
+    from flowrl.cli.console import say
+
+    problems = [*_environment(), *(_config(args.config, args.overrides) if args.config else [])]
+    say()
+    for problem in problems:
+        say(f"problem: {problem}")
+    say("Nothing stands in the way." if not problems else f"{len(problems)} to mend.")
+    return WRONG if problems else 0
+
+
+def _environment() -> list[str]:
+    """Print versions, devices and extras; return what is wrong."""
+    from flowrl.cli.console import say
+
+    say(_row("python", platform.python_version()))
+    missing = [name for name in PACKAGES if _version(name) is None]
+    for name in PACKAGES:
+        say(_row(name, _version(name) or "missing"))
+    for line in _devices():
+        say(_row("device", line))
+    for module, extra in EXTRAS.items():
+        there = importlib.util.find_spec(module) is not None
+        say(_row(f"extra {extra}", "installed" if there else f"absent; pip install 'flowrl-torch[{extra}]'"))
+    problem = _torchvision_problem()
+    say(_row("torchvision", "broken" if problem else _version("torchvision") or "absent, and not needed"))
+    return [f"{name} is missing; pip install flowrl-torch" for name in missing] + ([problem] if problem else [])
+
+
+def _devices() -> list[str]:
+    import torch
+
+    from flowrl.train.figures import memory
+
+    lines = [f"CPU, {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads"]
+    for index in range(torch.cuda.device_count()):
+        found = torch.cuda.get_device_properties(index)
+        lines.append(f"cuda:{index} {found.name}, {memory(found.total_memory)}")
+    return lines
+
+
+def _torchvision_problem() -> str | None:
+    """An installed torchvision that does not match torch breaks diffusers, transformers and peft; one that is absent breaks nothing."""
+    if importlib.util.find_spec("torchvision") is None:
+        return None
+    try:
+        importlib.import_module("torchvision")
+    except (ImportError, RuntimeError, AttributeError) as error:
+        return f"torchvision is installed but does not load ({error}); pip uninstall torchvision, or install the build that matches torch"
+    return None
+
+
+def _config(config: str, overrides: list[str]) -> list[str]:
+    """Print what the config amounts to; return its errors."""
+    from flowrl.cli.console import say
+    from flowrl.config import instantiate, load_config, validate
+    from flowrl.errors import ConfigError
+    from flowrl.train import RLTrainer
+
+    say()
+    try:
+        tree = load_config(_file(config), overrides)
+    except ConfigError as error:
+        return [str(error)]
+    errors = validate(tree)
+    if errors:
+        say(_row("config", f"{config}: {len(errors)} errors"))
+        return errors
+    component = instantiate(tree)
+    say(_row("config", f"{config}: a {type(component).__name__}, valid"))
+    return _trainer(component) if isinstance(component, RLTrainer) else []
+
+
+def _trainer(trainer: RLTrainer) -> list[str]:
+    from flowrl.cli.console import say
+    from flowrl.train.estimate import rollout_cost
+    from flowrl.train.figures import figure
+
+    groups, size = trainer.prompts_per_update, trainer.sampler.group_size
+    say(_row("groups", f"{groups} of {size} per update"))
+    for world in WORLD_SIZES:
+        say(_row(f"  {world} processes", _share(trainer, world)))
+    cost = rollout_cost(trainer)
+    say(_row("each update", f"{figure(cost.network_evaluations)} network evaluations, {figure(cost.pictures)} pictures decoded and scored"))
+    say(_row("", f"{figure(cost.trained_states)} states with a backward pass, in micro-batches of {trainer.update.micro_batch}"))
+    say(_row("the run", f"{figure(cost.network_evaluations * trainer.updates)} network evaluations in {trainer.updates} updates"))
+    if trainer.evaluation:
+        states = trainer.evaluation.images * trainer.evaluation.sampler.evaluations()
+        say(_row("evaluation", f"{trainer.evaluation.images} pictures, {figure(states)} network evaluations"))
+    return _memory(trainer)
+
+
+def _share(trainer: RLTrainer, world: int) -> str:
+    from flowrl.errors import ConfigError
+
+    try:
+        return f"{trainer.check_groups(world)} groups each"
+    except ConfigError as error:
+        return str(error).rpartition("; ")[2]
+
+
+def _memory(trainer: RLTrainer) -> list[str]:
+    from flowrl.cli.console import say
+    from flowrl.errors import CheckpointError
+    from flowrl.train.estimate import memory_parts
+    from flowrl.train.figures import memory
+
+    try:
+        parts = memory_parts(trainer)
+    except CheckpointError as error:
+        return [str(error)]
+    except ValueError as error:
+        say(_row("memory", str(error)))
+        return []
+    for part in parts:
+        say(_row(f"  {part.name}", memory(part.size)))
+    say(_row("memory", f"{memory(sum(part.size for part in parts))} on one process, and the activations of a pass"))
+    return []
+
+
+def _file(config: str) -> str:
+    """A run folder stands for the config in it."""
+    from pathlib import Path
+
+    inside = Path(config) / "config.yaml"
+    return str(inside) if inside.is_file() else config
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _row(name: str, value: Any) -> str:
+    return f"{name:<18} {value}"

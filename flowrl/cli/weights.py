@@ -1,0 +1,42 @@
+"""Which weights of a run a command means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from flowrl.models import ImageModel
+
+__all__ = ["find_checkpoint", "load_checkpoint_weights"]
+
+
+def find_checkpoint(run_dir: Path, given: str | None = None) -> Path:
+    """Find a checkpoint and check that it is whole.
+
+    Args:
+        run_dir: The run folder.
+        given: A checkpoint's folder, or the number of updates it was taken after; None for the run's newest.
+
+    Raises:
+        CheckpointError: If it is missing or damaged.
+    """
+    from flowrl.errors import CheckpointError
+    from flowrl.train.checkpoint import CheckpointFolder, check_complete
+
+    folder = CheckpointFolder(root=run_dir / "checkpoints")
+    found = folder.latest() if given is None else folder.path(int(given)) if given.isdecimal() else Path(given)
+    if found is None:
+        raise CheckpointError(f"{folder.root} holds no checkpoint yet; let the run finish its first checkpoint_every updates")
+    check_complete(found)
+    return found
+
+
+def load_checkpoint_weights(model: ImageModel, checkpoint: Path) -> None:
+    """Load the weights that a checkpoint releases: the average where there is one.
+
+    Raises:
+        CheckpointError: If they do not fit the model.
+    """
+    average = checkpoint / "weights_ema"
+    model.load_weights(average if average.is_dir() else checkpoint / "weights")
