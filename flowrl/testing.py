@@ -131,7 +131,15 @@ def check_reward(reward: Reward, samples: Tensor, prompts: Sequence[str], *, tol
     clauses.finish()
 
 
-def check_sampler(sampler: Sampler, field: VelocityField, noise: Tensor, condition: Condition, *, tolerance: float = 1e-4) -> None:
+def check_sampler(
+    sampler: Sampler,
+    field: VelocityField,
+    noise: Tensor,
+    condition: Condition,
+    *,
+    evaluations: int | None = None,
+    tolerance: float = 1e-4,
+) -> None:
     """Check a sampler against the contract of :class:`flowrl.flow.Trajectory`.
 
     Args:
@@ -139,6 +147,8 @@ def check_sampler(sampler: Sampler, field: VelocityField, noise: Tensor, conditi
         field: Any velocity field, such as :class:`GaussianField`.
         noise: Initial states (prompt · noise_rows, *state).
         condition: One row a prompt, at least two.
+        evaluations: States that the network should evaluate per prompt; by default what ``sampler.evaluations()`` promises,
+            which counts solvers of one evaluation a step.
         tolerance: Absolute and relative, on states and on recomputed log-probabilities (nats per dimension).
 
     Raises:
@@ -157,7 +167,7 @@ def check_sampler(sampler: Sampler, field: VelocityField, noise: Tensor, conditi
     counted = spy.states * evaluations_per_state(field)
     reported = drawn.network_evaluations
     clauses.require(reported == counted, f"network_evaluations = {reported} is what was evaluated, {counted}")
-    expected = sampler.evaluations() * prompts * evaluations_per_state(field)
+    expected = (sampler.evaluations() if evaluations is None else evaluations) * prompts * evaluations_per_state(field)
     clauses.require(counted == expected, f"evaluations() · prompts · (field's own) = {expected} is what was evaluated, {counted}")
     clauses.require(torch.equal(noise, before), "the noise given is not modified")
     clauses.finish()
@@ -280,10 +290,10 @@ def _check_parents(clauses: _Clauses, drawn: Trajectory, prompts: int) -> None:
 def _check_scores(clauses: _Clauses, sampler: Sampler, drawn: Trajectory, field: VelocityField, condition: Condition) -> None:
     if not drawn.log_prob.numel():
         return
+    parents, index = drawn.parents.to(float_dtype(drawn.parents)), drawn.parent_index.flatten()
     with torch.no_grad():
-        velocity = field(drawn.parents, drawn.t, condition[drawn.parent_condition])
-    index = drawn.parent_index.flatten()
-    kernel = sampler.dynamics.transition(velocity[index], drawn.parents[index], drawn.t[index], drawn.s[index])
+        velocity = field(parents, drawn.t, condition[drawn.parent_condition])
+    kernel = sampler.dynamics.transition(velocity[index], parents[index], drawn.t[index], drawn.s[index])
     log_prob = kernel.log_prob(drawn.children.flatten(0, 1)).reshape(drawn.log_prob.shape)
     clauses.same(log_prob.float(), drawn.log_prob, "log_prob is that of the stored children under the dynamics, from the stored parents")
 

@@ -178,6 +178,7 @@ class TwoSteps:
 
     dynamics: FlowSDE = field(default_factory=lambda: FlowSDE(noise_level=0.7))
     group_size: int = 3
+    dtype: torch.dtype = torch.float32
 
     def noise_rows(self):
         return self.group_size
@@ -190,15 +191,15 @@ class TwoSteps:
 
     def sample(self, velocity, noise, condition, generator=None):
         rows = condition.repeat(self.group_size)
-        x, parents, children, scores = noise, [], [], []
+        x, parents, children, scores = noise.to(self.dtype), [], [], []
         with torch.no_grad():
             for t, s in ((1.0, 0.6), (0.6, 0.2)):
-                step = self.dynamics.transition(velocity(x, t, rows), x, t, s)
+                step = self.dynamics.transition(velocity(x.float(), t, rows), x, t, s)
                 parents.append(x)
-                x = step.sample(generator)
+                x = step.sample(generator).to(self.dtype)
                 children.append(x)
                 scores.append(step.log_prob(x))
-            final = x - 0.2 * velocity(x, 0.2, rows)
+            final = x - 0.2 * velocity(x.float(), 0.2, rows)
         count, group = len(noise), torch.arange(len(condition)).repeat_interleave(self.group_size)
         return Trajectory(
             samples=final[:, None, None],
@@ -291,6 +292,22 @@ def test_check_sampler_accepts_a_good_sampler():
 def test_check_sampler_names_the_broken_clause(clause):
     with pytest.raises(ContractError, match=clause):
         check_sampler(BROKEN_SAMPLERS[clause], good_field, start(), TWO_PROMPTS)
+
+
+def test_check_sampler_takes_the_evaluations_of_a_dearer_solver():
+    check_sampler(Miscounts(), good_field, start(), TWO_PROMPTS, evaluations=9)
+    with pytest.raises(ContractError, match="= 20 is what was evaluated, 18"):
+        check_sampler(TwoSteps(), good_field, start(), TWO_PROMPTS, evaluations=10)
+
+
+def test_check_sampler_scores_states_kept_in_bfloat16_as_the_trainer_does():
+    """Rounded first, then scored; and the field sees float32."""
+
+    def float32_only(x, t, condition):
+        assert x.dtype == torch.float32
+        return good_field(x, t, condition)
+
+    check_sampler(TwoSteps(dtype=torch.bfloat16), float32_only, start(), TWO_PROMPTS)
 
 
 def test_check_sampler_wants_noise_for_every_prompt():
