@@ -1,8 +1,9 @@
 """List, show and copy the bundled configs.
 
-flowrl configs list
-flowrl configs show image/digits_g2rpo
-flowrl configs copy image/digits_g2rpo my.yaml
+Examples:
+  flowrl configs list
+  flowrl configs show image/digits_g2rpo
+  flowrl configs copy image/digits_g2rpo my.yaml
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Check the environment and, given a config, everything about it that can be known before a model is loaded.
 
-flowrl doctor
-flowrl doctor image/digits_g2rpo sampler.group_size=24
+Examples:
+  flowrl doctor
+  flowrl doctor image/digits_g2rpo sampler.group_size=24
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ def _config(config: str, overrides: list[str]) -> list[str]:
         return [str(error)]
     errors = validate(tree)
     if errors:
-        say(_row("config", f"{config}: {len(errors)} errors"))
+        say(_row("config", f"{config}: not valid"))
         return errors
     component = instantiate(tree)
     say(_row("config", f"{config}: a {type(component).__name__}, valid"))

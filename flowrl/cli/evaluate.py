@@ -1,5 +1,6 @@
 """Compare a checkpoint with the weights before training: same prompts, same noise, 95 % intervals.
 
+Examples:
   flowrl evaluate runs/digits_g2rpo
   flowrl evaluate runs/digits_g2rpo --checkpoint 20 --images-per-prompt 50 --seed 1
 

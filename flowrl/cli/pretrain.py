@@ -1,6 +1,7 @@
 """Train a small pipeline from random weights, as a config says.
 
-flowrl pretrain image/digits_pretrain save_to=my_model
+Examples:
+  flowrl pretrain image/digits_pretrain save_to=my_model
 """
 
 from __future__ import annotations

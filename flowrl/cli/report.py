@@ -1,6 +1,7 @@
 """Write one self-contained HTML page about a run, finished or not.
 
-flowrl report runs/digits_g2rpo
+Examples:
+  flowrl report runs/digits_g2rpo
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 """Draw pictures into one grid, with the base weights or a checkpoint's.
 
+Examples:
   flowrl sample image/digits_g2rpo --prompt seven --prompt two --images 4 --out base.png
   flowrl sample runs/digits_g2rpo --checkpoint 20 --prompt seven --out tuned.png
 

@@ -1,9 +1,10 @@
 """Fine-tune a model by reinforcement learning, as a config says.
 
-flowrl train image/digits_g2rpo optimizer.lr=3e-4 run_dir=runs/mine
-flowrl train image/digits_g2rpo run_dir=runs/mine --resume
-accelerate launch -m flowrl.cli.train image/digits_g2rpo
-torchrun --nproc_per_node 2 -m flowrl.cli.train image/digits_g2rpo
+Examples:
+  flowrl train image/digits_g2rpo optimizer.lr=3e-4 run_dir=runs/mine
+  flowrl train image/digits_g2rpo run_dir=runs/mine --resume
+  accelerate launch -m flowrl.cli.train image/digits_g2rpo
+  torchrun --nproc_per_node 2 -m flowrl.cli.train image/digits_g2rpo
 """
 
 from __future__ import annotations
