@@ -10,7 +10,7 @@ Example:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import torch
@@ -338,10 +338,21 @@ def _refuses_empty_mask(objective: Objective, advantage: Tensor, context: StepBa
 
 
 def _check_split(clauses: _Clauses, objective: Objective, advantage: Tensor, mask: Tensor, context: StepBatch | None) -> None:
-    """Off-policy, so that clips and gates act."""
-    log_ratio = 0.3 * torch.randn(6, 4, generator=seeded_generator(1))
+    """Off-policy, so that clips and gates act; as the trainer splits, which is by entry and not by row."""
+    log_ratio = 0.3 * torch.randn(mask.shape, generator=seeded_generator(1))
     everything = context or _on_policy(log_ratio, advantage)
     whole, _ = objective(log_ratio, advantage, mask, everything)
-    parts = [slice(0, 2), slice(2, 6)]
-    losses = [objective(log_ratio[rows], advantage[rows], mask[rows], everything[rows])[0] * mask[rows].sum() for rows in parts]
-    clauses.same(torch.stack(losses).sum() / mask.sum(), whole, "a separable loss is the sum of its micro-batches' by their kept entries")
+    total = torch.zeros(())
+    for entries in mask.nonzero().tensor_split(3):
+        row, step = entries.unbind(1)
+        kept = torch.ones(len(row), 1, dtype=torch.bool)
+        loss, _ = objective(log_ratio[row, step, None], advantage[row], kept, _entries(everything, row, step, mask.shape))
+        total = total + loss * len(row) / mask.sum()
+    clauses.same(total, whole, "a separable loss is the sum of its parts' by their kept entries, wherever entries stand")
+
+
+def _entries(context: StepBatch, row: Tensor, step: Tensor, shape: torch.Size) -> StepBatch:
+    """Single (row, step) entries of a context, as rows of one step."""
+    given = {field.name: getattr(context, field.name) for field in fields(context)}
+    picked = {name: value[row, step, None] if value.shape == shape else value[row] for name, value in given.items() if value is not None}
+    return StepBatch(**picked)

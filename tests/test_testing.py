@@ -338,6 +338,15 @@ class MultipliesByTheMask(PolicyGradient):
         return -(log_ratio * per_step * mask).sum() / mask.sum(), {}
 
 
+class CouplesTheStepsOfARow(PolicyGradient):
+    """Like a sequence ratio: right in whole rows, wrong in single entries."""
+
+    def __call__(self, log_ratio, advantage, mask, context=None):
+        kept = torch.where(mask, log_ratio, 0.0)
+        loss, metrics = super().__call__(log_ratio, advantage, mask, context)
+        return loss + kept.sum(1).square().sum() / mask.sum(), metrics
+
+
 class Forgets(PPOClip):
     def state_dict(self):
         return {"drawn": torch.rand(()).item()}
@@ -355,7 +364,8 @@ BROKEN_OBJECTIVES = {
         after=lambda loss, metrics, mask: (loss, metrics | {"extra": loss})
     ),
     "a mask that keeps nothing is refused": Twisted(before=lambda r, a, m: (r, a, m if m.any() else ~m)),
-    "a separable loss is the sum of its micro-batches'": Twisted(after=lambda loss, metrics, mask: (loss + loss.detach() ** 2, metrics)),
+    "a separable loss is the sum of its parts'": Twisted(after=lambda loss, metrics, mask: (loss + loss.detach() ** 2, metrics)),
+    "wherever entries stand": CouplesTheStepsOfARow(),
     "state_dict survives": Forgets(),
 }
 

@@ -175,7 +175,7 @@ def test_metrics_by_hand():
     assert loss.item() == pytest.approx(-(1 + 1.2 - 0.8 - 1.2) / 4)
     assert metrics["clip_fraction"].item() == 0.5
     assert metrics["ratio_mean"].item() == pytest.approx(1.05)
-    assert metrics["ratio_std"].item() == pytest.approx(math.sqrt((0.05**2 + 0.45**2 + 0.55**2 + 0.15**2) / 4))
+    assert metrics["ratio_variance"].item() == pytest.approx((0.5**2 + 0.5**2 + 0.2**2) / 4)
     assert metrics["ratio_max_dev"].item() == pytest.approx(0.5)
     assert "kl" not in metrics
 

@@ -148,10 +148,10 @@ class KeptSteps:
         return _blank(values, self.mask).sum() / self.mask.sum()
 
     def ratio_metrics(self) -> dict[str, Tensor]:
-        """Return ``ratio_mean``, ``ratio_std`` (the population's) and ``ratio_max_dev``, the largest distance from 1."""
+        """Return ``ratio_mean``, ``ratio_variance``, which is the mean of (r − 1)², and ``ratio_max_dev``, the largest distance from 1."""
         ratio = self.log_ratio.detach().exp()  # 1 in masked entries: they never set the maximum
-        mean = self.mean(ratio)
-        return {"ratio_mean": mean, "ratio_std": self.mean((ratio - mean).square()).sqrt(), "ratio_max_dev": (ratio - 1).abs().max()}
+        away = ratio - 1
+        return {"ratio_mean": self.mean(ratio), "ratio_variance": self.mean(away.square()), "ratio_max_dev": away.abs().max()}
 
     def context_mean(self, context: StepBatch | None, name: str) -> Tensor:
         """Return the mean over kept entries of the context's ``name``.

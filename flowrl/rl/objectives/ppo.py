@@ -22,7 +22,7 @@ class PolicyGradient(Stateless):
     """REINFORCE: ``loss = −mean(A·log_ratio)``, whose gradient is ``−A·∇log π`` at every ratio.
 
     Right for one update a rollout; it does not notice when the policy has moved away from the one that rolled out.
-    Metrics: ``ratio_mean``, ``ratio_std``, ``ratio_max_dev``.
+    Metrics: ``ratio_mean``, ``ratio_variance``, ``ratio_max_dev``.
     """
 
     separable: ClassVar[bool] = True
@@ -45,7 +45,7 @@ class PPOClip(Stateless):
 
     The default suits log-probabilities that are means over the state's axes, as image papers take them; for sums the
     robot papers use 0.01 to 0.2. Metrics: ``clip_fraction``, the share of kept entries whose gradient the clip stops;
-    ``ratio_mean``, ``ratio_std``, ``ratio_max_dev``; where ``kl_weight`` > 0 also ``kl``, nats, reduced as the log-ratio is.
+    ``ratio_mean``, ``ratio_variance``, ``ratio_max_dev``; where ``kl_weight`` > 0 also ``kl``, nats, reduced as the log-ratio is.
 
     Attributes:
         clip: How far the ratio may move from 1, to both sides.
