@@ -6,6 +6,7 @@ WORKERS ?= 2
 .PHONY: demo test format
 
 demo: .venv/installed
+	rm -rf runs/demo
 	$(BIN)/flowrl train configs/image/digits_g2rpo.yaml run_dir=runs/demo
 
 test: .venv/installed-dev

@@ -72,4 +72,6 @@ class LoRA:
 
     def metadata(self) -> dict[str, Any]:
         """What ``load_lora_weights`` needs beside the weights: they do not tell alpha, without which the adapter has another strength."""
-        return {"r": self.rank, "lora_alpha": self.alpha, "target_modules": sorted(self.targets)}
+        patterns: dict[str, int] = {}  # none; diffusers 0.36 stops without them
+        saved = {"r": self.rank, "lora_alpha": self.alpha, "target_modules": sorted(self.targets)}
+        return saved | {"rank_pattern": patterns, "alpha_pattern": patterns}
