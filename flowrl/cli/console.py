@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,16 @@ if TYPE_CHECKING:
     from flowrl.train.outcomes import Outcome
     from flowrl.train.trainer import RLTrainer
 
-__all__ = ["default_device", "load_trainer", "outcome_table", "say", "show", "show_progress_messages"]
+__all__ = ["default_device", "load_trainer", "outcome_table", "quiet_libraries", "say", "show", "show_progress_messages"]
+
+
+WIDTH = 110  # columns of a table that is written to a file or pipe
+
+
+def quiet_libraries() -> None:
+    """Keep diffusers and transformers from filling the terminal with bars and advice; call before they are imported."""
+    for name, value in {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}.items():
+        os.environ.setdefault(name, value)
 
 
 def say(text: str = "") -> None:
@@ -27,7 +37,7 @@ def show(table: Table) -> None:
     """Draw a table."""
     from rich.console import Console
 
-    Console(highlight=False).print(table)
+    Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH).print(table)
 
 
 def show_progress_messages() -> None:
@@ -41,14 +51,15 @@ def show_progress_messages() -> None:
 
 def outcome_table(rows: Sequence[Outcome], title: str) -> Table:
     """Scores before and after, with the change and its 95 % interval."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     from flowrl.train.figures import figure, signed, words
 
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
     for name in ("score", "role"):
         table.add_column(name)
-    for name in ("before", "after", "change (95 % interval)", "better on"):
+    for name in ("before", "after", "change, 95 %", "better on"):
         table.add_column(name, justify="right")
     for row in rows:
         after, change = "–", "–"

@@ -118,7 +118,7 @@ def _trainer(trainer: RLTrainer) -> list[str]:
     groups, size = trainer.prompts_per_update, trainer.sampler.group_size
     say(_row("groups", f"{groups} of {size} per update"))
     for world in WORLD_SIZES:
-        say(_row(f"  {world} processes", _share(trainer, world)))
+        say(_row(f"  on {world} process{'es' if world > 1 else ''}", _share(trainer, world)))
     cost = rollout_cost(trainer)
     say(_row("each update", f"{figure(cost.network_evaluations)} network evaluations, {figure(cost.pictures)} pictures decoded and scored"))
     say(_row("", f"{figure(cost.trained_states)} states with a backward pass, in micro-batches of {trainer.update.micro_batch}"))
@@ -133,7 +133,7 @@ def _share(trainer: RLTrainer, world: int) -> str:
     from flowrl.errors import ConfigError
 
     try:
-        return f"{trainer.check_groups(world)} groups each"
+        return f"{trainer.check_groups(world)} each"
     except ConfigError as error:
         return str(error).rpartition("; ")[2]
 
@@ -151,9 +151,9 @@ def _memory(trainer: RLTrainer) -> list[str]:
     except ValueError as error:
         say(_row("memory", str(error)))
         return []
+    say(_row("memory", f"{memory(sum(part.size for part in parts))} on one process, and the activations of a pass"))
     for part in parts:
         say(_row(f"  {part.name}", memory(part.size)))
-    say(_row("memory", f"{memory(sum(part.size for part in parts))} on one process, and the activations of a pass"))
     return []
 
 
@@ -173,4 +173,4 @@ def _version(package: str) -> str | None:
 
 
 def _row(name: str, value: Any) -> str:
-    return f"{name:<18} {value}"
+    return f"{name:<22} {value}"
