@@ -24,6 +24,7 @@ __all__ = ["write_before_after", "write_report"]
 REPORT_FILE = "report.html"
 BEFORE_AFTER_FILE = "grids/before_after.png"
 COMPONENTS = ("model", "sampler", "reward", "advantage", "objective", "optimizer")
+COSTS = ("network_evaluations", "trained_states", "images", "seconds")
 PHASES = ("rollout", "reward", "update")
 
 
@@ -107,7 +108,7 @@ def _context(record: RunRecord) -> dict[str, Any]:
         "notes": record.notes,
         "pictures": _pictures(record),
         "sections": {title: found for title, found in charts.items() if found},
-        "cost": {name: record.cost_at(record.updates, name) for name in ("network_evaluations", "images", "seconds")},
+        "cost": {name: record.cost_at(record.updates, name) for name in COSTS},
         "updates": max(1, len(record.train)),
         "phases": _phases(record),
         "config": yaml.safe_dump(record.config, sort_keys=False, allow_unicode=True) if record.config else "",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from markupsafe import Markup
@@ -118,20 +118,23 @@ def spread_charts(record: RunRecord) -> list[Chart]:
 
 
 def _score_chart(record: RunRecord, part: str) -> Chart:
-    x, y = record.eval_series(f"eval/{part}")
-    band = record.eval_series(f"eval/{part}_ci95")
     held_out = record.held_out(part)
-    line = Line(name=words(part), x=x, y=y, ci95=band[1] if band[0] == x else (), markers=True, colour=VERMILION if held_out else BLUE)
     role = "Held out: takes no part in training." if held_out else "The trained reward on fixed prompts and noise."
+    line = _score_line(record, part, VERMILION if held_out else BLUE)
     return _chart(words(part).capitalize(), f"{role} Band: 95 % interval of the mean.", line_chart([line], x_label=UPDATES))
 
 
 def _cost_chart(record: RunRecord, part: str) -> Chart:
-    x, y = record.eval_series(f"eval/{part}")
-    cost = [record.cost_at(int(update)) for update in x]
-    line = Line(name=words(part), x=cost, y=y, markers=True, colour=VERMILION)
-    note = "The same against what training has cost by then."
+    line = _score_line(record, part, VERMILION)
+    line = replace(line, x=[record.cost_at(int(update)) for update in line.x])
+    note = "The same against what the rollouts have cost by then."
     return _chart(f"{words(part).capitalize()} by cost", note, line_chart([line], x_label=EVALUATIONS))
+
+
+def _score_line(record: RunRecord, part: str, colour: int) -> Line:
+    x, y = record.eval_series(f"eval/{part}")
+    band = record.eval_series(f"eval/{part}_ci95")
+    return Line(name=words(part), x=x, y=y, ci95=band[1] if band[0] == x else (), markers=True, colour=colour)
 
 
 def _chart(title: str, note: str, svg: str) -> Chart:
