@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from contextlib import contextmanager
@@ -20,13 +21,15 @@ __all__ = ["CheckpointFolder", "check_complete"]
 MANIFEST = "manifest.json"
 _STAGING = ".writing-"
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointFolder:
     """The checkpoints of one run: ``update_000010/`` and so on.
 
     Attributes:
-        root: ``RUN/checkpoints``.
+        root: ``RUN/checkpoints``, on a disk that all processes share.
         keep: How many of the newest to keep, at least 1.
 
     Raises:
@@ -46,10 +49,10 @@ class CheckpointFolder:
 
     def all(self) -> list[Path]:
         """Every checkpoint, oldest first; what a crash left half-written is not among them."""
-        return sorted(path for path in self.root.glob("update_*") if path.is_dir())
+        return sorted((path for path in self.root.glob("update_*") if path.is_dir()), key=_age)
 
     def latest(self) -> Path | None:
-        """The newest checkpoint that is complete, or None where there is none at all.
+        """The newest checkpoint that is complete, or None where there is none at all; newer damaged ones are named in a warning.
 
         Raises:
             CheckpointError: If checkpoints are there and not one of them is complete.
@@ -61,9 +64,11 @@ class CheckpointFolder:
             except CheckpointError as error:
                 problems.append(str(error))
             else:
+                if problems:
+                    logger.warning("%s; taking %s", "; ".join(problems), path)
                 return path
         if problems:
-            raise CheckpointError("no complete checkpoint: " + "; ".join(problems))
+            raise CheckpointError(f"no complete checkpoint to go on from: {'; '.join(problems)}. Start again in another run_dir")
         return None
 
     @contextmanager
@@ -80,12 +85,12 @@ class CheckpointFolder:
         folder = self.root / f"{_STAGING}{update:06d}"
         try:
             if is_main:
-                shutil.rmtree(folder, ignore_errors=True)
+                self._clean()
                 folder.mkdir(parents=True)
             yield folder
             if is_main:
                 self._publish(folder, update)
-        except OSError as error:
+        except (OSError, CheckpointError) as error:
             raise CheckpointError(self._failure(folder, error)) from error
         except RuntimeError as error:  # torch's own writer reports a full disk so
             if "PytorchStreamWriter" not in str(error) and "unexpected pos" not in str(error):
@@ -93,25 +98,34 @@ class CheckpointFolder:
             raise CheckpointError(self._failure(folder, error)) from error
         finally:
             if is_main:
-                shutil.rmtree(folder, ignore_errors=True)
+                self._clean()
+
+    def _clean(self) -> None:
+        for leftover in self.root.glob(f"{_STAGING}*"):
+            shutil.rmtree(leftover, ignore_errors=True)
 
     def _failure(self, folder: Path, error: Exception) -> str:
-        good = self.all()
+        good = [path for path in self.all() if _is_complete(path)]
         kept = f"the last good checkpoint is {good[-1]}" if good else "there is no earlier checkpoint"
         return f"could not write a checkpoint into {folder}: {error}; {kept}. Free some space and run again with --resume"
 
     def _publish(self, folder: Path, update: int) -> None:
         files = {str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
         (folder / MANIFEST).write_text(json.dumps({"update": update, "files": files}, indent=1), encoding="utf-8")
-        for path in folder.rglob("*"):
-            if path.is_file():
-                _sync(path)
+        for path in (*folder.rglob("*"), folder):
+            _sync(path)
         target = self.path(update)
-        shutil.rmtree(target, ignore_errors=True)
+        if target.exists():
+            target.replace(self.root / f"{_STAGING}replaced")
         folder.replace(target)
         _sync(self.root)
-        for old in self.all()[: -self.keep]:
+        # Newer ones are damaged, or the run would have gone on from them: they must not push out good ones.
+        for old in [path for path in self.all() if _age(path) <= _age(target)][: -self.keep]:
             shutil.rmtree(old)
+
+
+def _age(path: Path) -> tuple[int, str]:
+    return len(path.name), path.name  # from update 1 000 000 on names are longer
 
 
 def _sync(path: Path) -> None:
@@ -145,3 +159,11 @@ def check_complete(path: Path) -> int:
             what = "is missing" if found is None else f"has {found} bytes instead of {size}"
             raise CheckpointError(f"the checkpoint {path} is damaged: {name} {what}; use an earlier one")
     return update
+
+
+def _is_complete(path: Path) -> bool:
+    try:
+        check_complete(path)
+    except CheckpointError:
+        return False
+    return True

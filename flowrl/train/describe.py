@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 __all__ = ["describe", "differences"]
@@ -12,7 +14,8 @@ __all__ = ["describe", "differences"]
 def describe(component: object) -> Any:
     """The configuration of a component: ``target`` and every field, defaults too; lists and numbers stay.
 
-    ``instantiate(describe(component))`` builds it again, so this is what a run writes as ``config.yaml``.
+    For a dataclass ``instantiate(describe(component))`` builds it again, so this is what a run writes as ``config.yaml``. Of anything
+    else only the class is known.
     """
     if is_dataclass(component) and not isinstance(component, type):
         kind = type(component)
@@ -23,13 +26,11 @@ def describe(component: object) -> Any:
         return [describe(value) for value in component]
     if component is None or isinstance(component, bool | int | float | str):
         return component
-    return str(component)
+    return str(component) if isinstance(component, Path) else {"target": _public_name(type(component))}
 
 
 def _public_name(kind: type) -> str:
     """The shortest package that exports the class: ``samplers.SDESampler``, not ``samplers.sde.SDESampler``."""
-    import sys  # noqa: PLC0415 - only here
-
     parts = kind.__module__.split(".")
     for depth in range(1, len(parts)):
         package = ".".join(parts[:depth])

@@ -5,6 +5,8 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from flowrl.train.parallel import full_tensors, sharded_like
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -16,20 +18,21 @@ __all__ = ["WeightAverage"]
 class WeightAverage:
     """diffusers' ``EMAModel`` over the trained parameters, with a context in which the average acts.
 
-    Its decay warms up as ``(1 + n)/(10 + n)`` until it reaches the given one.
+    ``average ← decay·average + (1 − decay)·weights``. The decay warms up: in the n-th step, n = 0 being the first, it is 0 for n = 0
+    and then ``(1 + n)/(10 + n)`` until that reaches the given one.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], decay: float) -> None:
         """Start from the present weights.
 
         Args:
-            parameters: The trained parameters, always the same ones in the same order.
+            parameters: The trained parameters, always the same ones in the same order; they may be sharded.
             decay: In (0, 1); DanceGRPO uses 0.995, Flow-GRPO 0.9 every 8 updates.
 
         Raises:
             ValueError: If ``decay`` lies outside (0, 1).
         """
-        from diffusers.training_utils import EMAModel  # noqa: PLC0415 - heavy
+        from diffusers.training_utils import EMAModel
 
         if not 0 < decay < 1:
             raise ValueError(f"ema_decay must lie inside (0, 1), got {decay}; leave it out to train without an average")
@@ -51,10 +54,11 @@ class WeightAverage:
             self._average.restore(self._parameters)
 
     def state_dict(self) -> dict[str, Any]:
-        """For the checkpoint."""
-        return dict(self._average.state_dict())
+        """For the checkpoint, unsharded; all processes must call it."""
+        state = dict(self._average.state_dict())
+        return state | {"shadow_params": full_tensors(state["shadow_params"])}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """From the checkpoint."""
-        self._average.load_state_dict(state)
-        self._average.to(device=self._parameters[0].device)
+        pairs = zip(state["shadow_params"], self._parameters, strict=True)
+        self._average.load_state_dict(state | {"shadow_params": [sharded_like(average, parameter) for average, parameter in pairs]})

@@ -6,13 +6,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
-from flowrl.flow import Transition
+from flowrl.flow import Condition, Dynamics, Trajectory, Transition
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from flowrl.flow import Condition, Dynamics, Trajectory, VelocityField
+    from flowrl.flow import VelocityField
 
 __all__ = ["Children", "Experience", "transition_at"]
 

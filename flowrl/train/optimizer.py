@@ -48,7 +48,7 @@ class AdamW:
 
     def build(self, parameters: Iterable[nn.Parameter], total_steps: int) -> tuple[Optimizer, LRScheduler]:
         """The optimiser, and the schedule over ``total_steps`` optimiser steps."""
-        from diffusers.optimization import get_scheduler  # noqa: PLC0415 - three seconds that --help need not pay
+        from diffusers.optimization import get_scheduler
 
         optimizer = torch.optim.AdamW(parameters, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay)
         return optimizer, get_scheduler(self.schedule, optimizer, num_warmup_steps=self.warmup_steps, num_training_steps=total_steps)

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from flowrl.errors import NonFiniteError
+from flowrl.flow import Condition, Trajectory
 from flowrl.shapes import randn, seeded_generator
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch import Tensor
 
-    from flowrl.flow import Condition, Sampler, Trajectory, VelocityField
+    from flowrl.flow import Sampler, VelocityField
     from flowrl.models import ImageModel
     from flowrl.rl import Reward
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -10,6 +10,7 @@ import yaml
 from flowrl.errors import CheckpointError
 from flowrl.train.checkpoint import CheckpointFolder, check_complete
 from flowrl.train.describe import differences
+from flowrl.train.parallel import full_state, is_sharded
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,14 +19,14 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import nn
 
-    from flowrl.models import ImageModel
     from flowrl.train.learner import Learner
 
-__all__ = ["Counters", "load_checkpoint", "save_checkpoint"]
+__all__ = ["CONFIG_FILE", "Counters", "keep_weights_out", "load_checkpoint", "save_checkpoint"]
 
 CONFIG_FILE = "config.yaml"
 # What may change between a run and its resumption without making it another run.
 _FREE = ("run_dir", "updates", "evaluate_every", "evaluation", "checkpoint_every", "keep_checkpoints", "reward_batch", "trackers")
+_SHOWN = 5  # differences of configuration in a message
 
 
 @dataclass
@@ -37,7 +38,6 @@ class Counters:
     images: int = 0
     trained_states: int = 0
     seconds: float = 0.0
-    initial: dict[str, float] = field(default_factory=dict)
 
     def state_dict(self) -> dict[str, Any]:
         """For the checkpoint."""
@@ -48,8 +48,11 @@ class Counters:
         vars(self).update(state)
 
 
-def keep_base_weights_out(accelerator: Accelerator, model: ImageModel) -> None:
-    """Have accelerate's state leave the network's weights to :meth:`ImageModel.save_weights`: with LoRA they are a thousandth."""
+def keep_weights_out(accelerator: Accelerator) -> None:
+    """Have accelerate's state leave the network's weights to ``ImageModel.save_weights``: with LoRA they are a thousandth.
+
+    Where weights are sharded accelerate writes its own copy all the same, and reads that one back.
+    """
 
     def on_save(_models: list[nn.Module], weights: list[dict[str, Any]], _folder: str) -> None:
         weights.clear()
@@ -57,7 +60,6 @@ def keep_base_weights_out(accelerator: Accelerator, model: ImageModel) -> None:
     def on_load(models: list[nn.Module], _folder: str) -> None:
         models.clear()
 
-    del model
     accelerator.register_save_state_pre_hook(on_save)
     accelerator.register_load_state_pre_hook(on_load)
 
@@ -72,15 +74,21 @@ def save_checkpoint(folder: CheckpointFolder, learner: Learner, update: int, con
     with folder.staging(update, is_main=accelerator.is_main_process) as staging:
         accelerator.wait_for_everyone()
         accelerator.save_state(str(staging / "state"))
+        _save_weights(learner, staging / "weights")
+        if learner.average is not None:
+            with learner.released_weights():
+                _save_weights(learner, staging / "weights_ema")
         if accelerator.is_main_process:
-            learner.model.save_weights(staging / "weights")
-            if learner.average is not None:
-                with learner.average.applied():
-                    learner.model.save_weights(staging / "weights_ema")
             (staging / CONFIG_FILE).write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
         accelerator.wait_for_everyone()
     accelerator.wait_for_everyone()
     return folder.path(update)
+
+
+def _save_weights(learner: Learner, folder: Path) -> None:
+    state = full_state(learner.model.module)
+    if learner.accelerator.is_main_process:
+        learner.model.save_weights(folder, state=state)
 
 
 def load_checkpoint(path: Path, learner: Learner, config: Mapping[str, Any]) -> None:
@@ -93,9 +101,11 @@ def load_checkpoint(path: Path, learner: Learner, config: Mapping[str, Any]) -> 
     saved = yaml.safe_load((path / CONFIG_FILE).read_text(encoding="utf-8"))
     changed = [line for line in differences(saved, dict(config)) if line.split(":")[0].split(".")[0] not in _FREE]
     if changed:
+        more = f"; and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
         raise CheckpointError(
-            f"{path} is a checkpoint of another configuration ({'; '.join(changed[:5])}{' …' if len(changed) > 5 else ''}); "
+            f"{path} is a checkpoint of another configuration ({'; '.join(changed[:_SHOWN])}{more}); "
             "resume with the run's own config.yaml, or choose another run_dir"
         )
-    learner.model.load_weights(path / "weights")
+    if not is_sharded(learner.parameters):
+        learner.model.load_weights(path / "weights")
     learner.accelerator.load_state(str(path / "state"))

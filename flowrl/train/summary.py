@@ -12,14 +12,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from flowrl.rl import Reward
-    from flowrl.train.experience import Experience
     from flowrl.train.state import Counters
 
 __all__ = ["train_line"]
 
 
 def train_line(
-    counters: Counters, reward: Reward, rewards: Tensor, experience: Experience, metrics: Mapping[str, float], seconds: Mapping[str, float]
+    counters: Counters, reward: Reward, rewards: Tensor, groups: int, metrics: Mapping[str, float], seconds: Mapping[str, float]
 ) -> dict[str, Any]:
     """The metrics of one finished update.
 
@@ -27,7 +26,7 @@ def train_line(
         counters: After the update.
         reward: For the names and weights of the parts.
         rewards: ``(row, view, granularity, part)`` over all processes, prompt-major.
-        experience: This process's share.
+        groups: How many there are in it.
         metrics: Of the learner.
         seconds: Wall time by phase.
 
@@ -37,7 +36,6 @@ def train_line(
     """
     weights = torch.tensor([float(weight) for weight in reward.weights.values()])
     weighted = (rewards * weights).sum(-1)  # (row, view, granularity)
-    groups = weighted.shape[0] // _group_size(experience)
     spread = weighted.reshape(groups, -1, *weighted.shape[1:]).std(1).mean((0, 2))  # (view,)
     return {
         "kind": "train",
@@ -47,14 +45,9 @@ def train_line(
         **{f"reward/{name}": float(rewards[..., i].mean()) for i, name in enumerate(reward.weights)},
         **{f"reward_spread/step_{j}": float(value) for j, value in enumerate(spread)},
         **metrics,
-        "advantage_abs": float(experience.advantage.abs().mean()),
         "network_evaluations": counters.network_evaluations,
         "trained_states": counters.trained_states,
         "images": counters.images,
         "seconds": counters.seconds,
         **{f"seconds_{name}": value for name, value in seconds.items()},
     }
-
-
-def _group_size(experience: Experience) -> int:
-    return int((experience.trajectory.group == experience.trajectory.group[0]).sum())

@@ -11,8 +11,8 @@ from flowrl.flow import Sampler
 from flowrl.models import ModelSource
 from flowrl.rl import AdvantageEstimator, Objective, PPOClip, PromptSampler, Reward
 from flowrl.train.evaluation import Evaluation
-from flowrl.train.learner import UpdateSettings
 from flowrl.train.optimizer import AdamW
+from flowrl.train.settings import UpdateSettings
 
 if TYPE_CHECKING:
     from flowrl.train.run import RunSummary
@@ -75,7 +75,7 @@ class RLTrainer:
     ema_decay: float | None = None
     mixed_precision: Literal["no", "bf16", "fp16"] | None = None
     find_unused_parameters: bool = False
-    trackers: tuple[str, ...] = ("tensorboard",)
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -116,6 +116,6 @@ class RLTrainer:
             CheckpointError: If the checkpoint is damaged or of another configuration.
             KeyboardInterrupt: After Ctrl-C or SIGTERM, once a checkpoint is written.
         """
-        from flowrl.train.run import Run  # noqa: PLC0415 - accelerate loads only when a run starts
+        from flowrl.train.run import Run
 
         return Run(self, resume=resume).loop()

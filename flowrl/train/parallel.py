@@ -1,0 +1,103 @@
+"""What accelerate leaves to the program: which strategies fit, what they must be told, and weights that are sharded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+from flowrl.errors import ConfigError, require
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from accelerate import Accelerator
+    from torch import Tensor, nn
+
+    from flowrl.rl import Objective
+    from flowrl.train.trainer import RLTrainer
+
+__all__ = ["check_reference", "full_state", "full_tensors", "is_sharded", "reshard", "sharded_like", "start_accelerator"]
+
+_WHOLE_PARAMETERS = 2  # the highest ZeRO stage at which every process holds all parameters
+
+
+def start_accelerator(trainer: RLTrainer) -> Accelerator:
+    """Join the processes, under whatever strategy accelerate was launched with, and check that it fits.
+
+    Raises:
+        ConfigError: If the strategy is FSDP 1, or ZeRO 3, or cannot swap in the reference model.
+        MissingExtraError: If a tracker is not installed.
+    """
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs, DistributedType, ProjectConfiguration
+
+    if "wandb" in trainer.trackers:
+        require("wandb", "wandb")
+    accelerator = Accelerator(
+        mixed_precision=trainer.mixed_precision,
+        log_with=list(trainer.trackers) or None,
+        project_config=ProjectConfiguration(project_dir=trainer.run_dir, logging_dir=str(trainer.folder / "tensorboard")),
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=trainer.find_unused_parameters)],
+    )
+    if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
+        raise ConfigError("FSDP 1 flattens parameters, which LoRA and the weight average cannot use; set fsdp_version: 2 for accelerate")
+    if (deepspeed := accelerator.state.deepspeed_plugin) is not None:
+        if deepspeed.zero_stage > _WHOLE_PARAMETERS:
+            raise ConfigError(f"ZeRO {deepspeed.zero_stage} shards parameters, which rollouts need whole; set zero_stage: 2, or use FSDP 2")
+        # accelerate would take the first from a data loader, and the second from its own file.
+        deepspeed.deepspeed_config["train_micro_batch_size_per_gpu"] = trainer.update.micro_batch
+        deepspeed.deepspeed_config["gradient_clipping"] = trainer.update.max_grad_norm
+    return accelerator
+
+
+def is_sharded(parameters: Iterable[Tensor]) -> bool:
+    """Whether each process holds a part of the parameters only (FSDP 2)."""
+    from torch.distributed.tensor import DTensor
+
+    return any(isinstance(parameter, DTensor) for parameter in parameters)
+
+
+def full_state(module: nn.Module) -> dict[str, Tensor] | None:
+    """The complete state dict of a sharded module, on the CPU; None where the module's own is complete.
+
+    All processes must call it; where the module is sharded, only the first gets tensors.
+    """
+    if not is_sharded(module.parameters()):
+        return None
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    return cast("dict[str, Tensor]", get_model_state_dict(module, options=StateDictOptions(full_state_dict=True, cpu_offload=True)))
+
+
+def full_tensors(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """The tensors with all their shards; all processes must call it."""
+    from torch.distributed.tensor import DTensor
+
+    return [tensor.full_tensor() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
+
+
+def sharded_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """This process's shard of a whole tensor, where ``like`` is sharded; all processes must call it."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    tensor = tensor.to(like.device)
+    return distribute_tensor(tensor, like.device_mesh, like.placements) if isinstance(like, DTensor) else tensor
+
+
+def reshard(module: nn.Module) -> None:
+    """Forget gathered copies of parameters: FSDP 2 keeps those of its root after a forward pass, and would not see new values."""
+    from torch.distributed.fsdp import FSDPModule
+
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+
+
+def check_reference(accelerator: Accelerator, module: nn.Module, objective: Objective) -> None:
+    """Refuse a KL to the reference where the reference would be a second network that is sharded.
+
+    Raises:
+        ConfigError: If all weights are trained under FSDP 2 with ``kl_weight`` > 0.
+    """
+    swaps = getattr(objective, "kl_weight", 0.0) > 0 and all(parameter.requires_grad for parameter in module.parameters())
+    if swaps and accelerator.is_fsdp2:
+        raise ConfigError("a KL to the reference model cannot swap all weights of a sharded network; train a LoRA, or set kl_weight to 0")
