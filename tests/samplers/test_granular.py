@@ -89,11 +89,8 @@ def test_the_merged_tails_take_each_tail_along_its_own_list_and_no_state_twice(a
     indices = sorted({column % steps for column in columns})
     lists = tail_lists(steps, indices, sorted(strides), anchoring)
     levels = tail_levels(lists, steps)
-    paths = (
-        {at: [(column, index)] for at, (column, index) in enumerate(zip(levels[0].columns, levels[0].indices, strict=True))}
-        if levels
-        else {}
-    )
+    starts = zip(levels[0].columns, levels[0].indices, strict=True) if levels else ()
+    paths = {at: [start] for at, start in enumerate(starts)}
     finished = {key: [] for key, path in lists.items() if not path}
     for depth, level in enumerate(levels):
         assert [path[-1] for path in paths.values()] == list(zip(level.columns, level.indices, strict=True))

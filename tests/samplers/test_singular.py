@@ -184,6 +184,21 @@ def test_any_solver_may_take_the_tails_and_leaves_the_transitions_alone(curved, 
     assert errors["dpm"] < errors["euler"] / 2
 
 
+@pytest.mark.parametrize("solver", [Heun(), DPMSolverPP2M()], ids=str)
+def test_every_tail_carries_what_its_solver_remembers_of_its_own_past(solver, curved, prompts, noise):
+    """Second route: each tail alone, from its stored child, through the times that the official code lists for it."""
+    ours, condition = sampler(tail_solver=solver, sde_indices=(0, 3, 5)), prompts(2)
+    drawn, times = ours.sample(curved, noise(2), condition), ours.grid.times().float().tolist()
+    for column, k in enumerate(ours.sde_indices):
+        for granularity, stride in enumerate(ours.strides):
+            listed = (times[: k + 2] + times[k + 2 :: stride])[k + 1 : -1]
+            x, memory, rows = drawn.children[:, column], (), condition[drawn.group]
+            for t, s in pairwise([*listed, 0.0]):
+                at, to = torch.full((2 * GROUP,), t), torch.full((2 * GROUP,), s)
+                x, memory = solver.step(curved(x, at, rows), x, at, to, memory, lambda z, u, some, rows=rows: curved(z, u, rows[some]))
+            torch.testing.assert_close(drawn.samples[:, column, granularity], x, atol=2e-6, rtol=2e-6)
+
+
 def finely(field, drawn, condition, times):
     """The flow from every child in 1000 Euler steps."""
     z, t = drawn.children.flatten(0, 1), drawn.s[drawn.parent_index].flatten()
