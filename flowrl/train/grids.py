@@ -72,7 +72,7 @@ def before_after_grid(
 def to_picture(image: Tensor) -> Image.Image:
     """Turn one picture ``(3, height, width)`` in [0, 1] into 8-bit RGB of its own size, rounded to the nearest level."""
     levels = image.detach().float().clamp(0, 1).mul(255).round().byte()
-    return Image.fromarray(levels.permute(1, 2, 0).cpu().contiguous().numpy(), "RGB")
+    return Image.fromarray(levels.permute(1, 2, 0).cpu().contiguous().numpy())
 
 
 def save_png(picture: Image.Image, path: Path) -> Path:
