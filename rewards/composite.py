@@ -24,8 +24,8 @@ class CompositeReward:
 
     Attributes:
         rewards: Their parts must have different names.
-        weights: Name of a part to its weight; a part that is left out keeps the weight that its own reward gives it. A weight of 0 reports a
-            part without training on it. Complete, and in the order of the parts, once the object is made.
+        weights: Name of a part to its weight; a part that is left out keeps the weight that its own reward gives it. A weight of 0 reports
+            a part without training on it. Complete, and in the order of the parts, once the object is made.
 
     Raises:
         ValueError: If there are no rewards, two have a part of the same name, a weight names no part, or a weight is not finite.

@@ -41,7 +41,9 @@ def _named_digit(prompt: str) -> int:
     named = {word.lower() for word in _DIGIT.findall(prompt)}
     if len(named) != 1:
         found = " and ".join(sorted(named, key=DIGIT_WORDS.index)) or "none"
-        raise ValueError(f"a digit reward needs prompts that name exactly one digit in words ({', '.join(DIGIT_WORDS)}); {prompt!r} names {found}")
+        raise ValueError(
+            f"a digit reward needs prompts that name exactly one digit in words ({', '.join(DIGIT_WORDS)}); {prompt!r} names {found}"
+        )
     return DIGIT_WORDS.index(named.pop())
 
 
@@ -79,7 +81,9 @@ def load_classifier(path: str, shapes: Mapping[str, tuple[int | None, ...]], dev
     found = {name: tuple(array.shape) for name, array in arrays.items()}
     same = found.keys() == shapes.keys() and all(_matches(found[name], shape) for name, shape in shapes.items())
     if not same:
-        raise CheckpointError(f"{path} is not this kind of classifier: it holds {found}, expected {dict(shapes)}; make it with: {TRAIN_COMMAND}")
+        raise CheckpointError(
+            f"{path} is not this kind of classifier: it holds {found}, expected {dict(shapes)}; make it with: {TRAIN_COMMAND}"
+        )
     return arrays
 
 

@@ -34,8 +34,8 @@ KERNEL_SHAPES: dict[str, tuple[int | None, ...]] = {"scans": (None, 64), "coeffi
 class Legibility:
     """Log-probability, in nats, that a small convolutional network gives to the digit that the prompt names.
 
-    It was trained on scans that the generator has not seen, with 10 % label smoothing, which keeps the log-probability of a wrong digit near
-    ``log 0.01`` instead of far below.
+    It was trained on scans that the generator has not seen, with 10 % label smoothing, which keeps the log-probability of a wrong digit
+    near ``log 0.01`` instead of far below.
 
     Attributes:
         classifier: Its weights, a bundled asset or a file.

@@ -24,7 +24,9 @@ def check_samples(samples: Tensor, prompts: Sequence[str], *, least_side: int = 
         ValueError: If it is not so.
     """
     if samples.ndim != 4 or samples.shape[1] != 3 or min(samples.shape[2:]) < least_side:  # noqa: PLR2004 - (batch, 3, height, width)
-        raise ValueError(f"samples must be (batch, 3, height, width) with at least {least_side} x {least_side} pixels, got {tuple(samples.shape)}")
+        raise ValueError(
+            f"samples must be (batch, 3, height, width) with at least {least_side} x {least_side} pixels, got {tuple(samples.shape)}"
+        )
     if not samples.is_floating_point():
         raise ValueError(f"samples must be floating point in [0, 1], got {samples.dtype}; divide 8-bit pictures by 255")
     if len(samples) != len(prompts):

@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import affine_grid, cross_entropy, grid_sample, one_hot
 
 from flowrl.shapes import seeded_generator
-from flowrl.train.data import DIGIT_PARTS, digit_scans
+from flowrl.train.data import DIGIT_PARTS, DigitPart, digit_scans
 from rewards.digits import grey_scans
 from rewards.legibility import CNN_SHAPES, cnn_logits, kernel_logits
 
 __all__ = ["fit_cnn", "fit_kernel", "main", "unseen_accuracy"]
+
+Kind = Literal["legibility", "heldout"]
+Fit = Callable[[Tensor, Tensor], dict[str, Tensor]]
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +73,7 @@ def fit_kernel(scans: Tensor, labels: Tensor, *, width: float = 1.6, ridge: floa
     return {name: array.float().contiguous() for name, array in arrays.items()}
 
 
-def unseen_accuracy(kind: str, arrays: dict[str, Tensor]) -> float:
+def unseen_accuracy(kind: Kind, arrays: dict[str, Tensor]) -> float:
     """Share of the scans outside its own part that a classifier reads rightly.
 
     Args:
@@ -86,14 +91,15 @@ def main(folder: str = "assets/classifiers") -> None:
     from safetensors.torch import save_file
 
     Path(folder).mkdir(parents=True, exist_ok=True)
-    for kind, name, fit in (("legibility", "digit_cnn", fit_cnn), ("heldout", "digit_kernel", fit_kernel)):
+    jobs: tuple[tuple[Kind, str, Fit], ...] = (("legibility", "digit_cnn", fit_cnn), ("heldout", "digit_kernel", fit_kernel))
+    for kind, name, fit in jobs:
         arrays = fit(*_grey_part(kind))
         path = Path(folder, f"{name}.safetensors")
         save_file(arrays, path)
         logger.info("%s: accuracy %.4f on scans it has not seen", path, unseen_accuracy(kind, arrays))
 
 
-def _grey_part(part: str) -> tuple[Tensor, Tensor]:
+def _grey_part(part: DigitPart) -> tuple[Tensor, Tensor]:
     """The scans as the rewards see them: enlarged to a picture, then averaged down."""
     images, labels = digit_scans(part)
     return grey_scans(images, [""] * len(images)), labels

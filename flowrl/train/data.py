@@ -8,13 +8,13 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["DIGIT_CAPTIONS", "DIGIT_WORDS", "CaptionedImages", "Digits", "ImageTextData", "digit_scans"]
+__all__ = ["DIGIT_CAPTIONS", "DIGIT_PARTS", "DIGIT_WORDS", "CaptionedImages", "DigitPart", "Digits", "ImageTextData", "digit_scans"]
 
 DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 DIGIT_CAPTIONS = ("a handwritten {}", "the digit {}", "a scan of the digit {}", "{} written by hand")
 
 DigitPart = Literal["generator", "legibility", "heldout", "test"]
-DIGIT_PARTS: dict[str, int] = {"generator": 800, "legibility": 400, "heldout": 400, "test": 197}
+DIGIT_PARTS: dict[DigitPart, int] = {"generator": 800, "legibility": 400, "heldout": 400, "test": 197}
 _SPLIT_SEED = 0
 
 
@@ -37,9 +37,13 @@ class CaptionedImages:
         if self.images.ndim != 4 or self.images.shape[1] != 3 or not len(self.images):  # noqa: PLR2004 - (picture, 3, height, width)
             raise ValueError(f"images must be (picture, 3, height, width) with at least one picture, got {tuple(self.images.shape)}")
         if len(self.images) != len(self.captions):
-            raise ValueError(f"got {len(self.images)} pictures but captions for {len(self.captions)}; give each picture a tuple of captions")
+            raise ValueError(
+                f"got {len(self.images)} pictures but captions for {len(self.captions)}; give each picture a tuple of captions"
+            )
         if not all(self.captions):
-            raise ValueError(f"picture {[bool(texts) for texts in self.captions].index(False)} has no caption; give each picture at least one")
+            raise ValueError(
+                f"picture {[bool(texts) for texts in self.captions].index(False)} has no caption; give each picture at least one"
+            )
 
 
 class ImageTextData(Protocol):
@@ -82,9 +86,9 @@ class Digits:
 def digit_scans(part: DigitPart, image_size: int = 16) -> tuple[Tensor, Tensor]:
     """One part of scikit-learn's digits, enlarged by bicubic interpolation; ink is 1, paper 0.
 
-    The parts are disjoint: the generator, the reward's classifier, the held-out classifier and the test of both each have their own scans. They are
-    consecutive runs (800, 400, 400 and 197 scans) of the order ``numpy.random.RandomState(0).permutation(1797)``, which NumPy guarantees to
-    stay the same.
+    The parts are disjoint: the generator, the reward's classifier, the held-out classifier and the test of both each have their own scans.
+    They are consecutive runs (800, 400, 400 and 197 scans) of the order ``numpy.random.RandomState(0).permutation(1797)``, which NumPy
+    guarantees to stay the same.
 
     Args:
         part: ``"generator"``, ``"legibility"``, ``"heldout"`` or ``"test"``.
@@ -106,7 +110,7 @@ def digit_scans(part: DigitPart, image_size: int = 16) -> tuple[Tensor, Tensor]:
     return pictures.clamp(0, 1).repeat(1, 3, 1, 1), torch.from_numpy(digits.target).long()[rows]
 
 
-def split_indices(part: str) -> Tensor:
+def split_indices(part: DigitPart) -> Tensor:
     """Row numbers of one part in scikit-learn's order, int64.
 
     Raises:
