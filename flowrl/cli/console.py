@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,16 +15,10 @@ if TYPE_CHECKING:
     from flowrl.train.outcomes import Outcome
     from flowrl.train.trainer import RLTrainer
 
-__all__ = ["default_device", "load_trainer", "outcome_table", "quiet_libraries", "say", "show", "show_progress_messages"]
+__all__ = ["load_trainer", "outcome_table", "say", "show", "show_progress_messages"]
 
 
 WIDTH = 110  # columns of a table that is written to a file or pipe
-
-
-def quiet_libraries() -> None:
-    """Keep diffusers and transformers from filling the terminal with bars and advice; call before they are imported."""
-    for name, value in {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}.items():
-        os.environ.setdefault(name, value)
 
 
 def say(text: str = "") -> None:
@@ -95,13 +88,6 @@ def load_trainer(source: str, overrides: Sequence[str] = ()) -> tuple[RLTrainer,
     if not isinstance(trainer, RLTrainer):
         raise ConfigError(f"{source} describes a {type(trainer).__name__}, not a flowrl.train.RLTrainer{_other_command(trainer)}")
     return trainer, folder
-
-
-def default_device() -> str:
-    """A CUDA device if there is one, else the CPU."""
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _other_command(component: object) -> str:

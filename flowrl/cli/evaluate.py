@@ -72,10 +72,9 @@ def _evaluation(trainer: RLTrainer, args: argparse.Namespace) -> Evaluation:
 
 
 def _evaluate(trainer: RLTrainer, evaluation: Evaluation, checkpoint: Path) -> tuple[EvaluationResult, EvaluationResult]:
-    from flowrl.cli.console import default_device
-    from flowrl.cli.weights import load_checkpoint_weights
+    from flowrl.cli.weights import load_checkpoint_weights, load_model
 
-    model = trainer.model.load(default_device())
+    model = load_model(trainer)
     before = evaluation.run(model)
     load_checkpoint_weights(model, checkpoint)
     return before, evaluation.run(model)

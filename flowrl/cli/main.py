@@ -52,10 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 on success, 2 for what the user can mend (one message, no traceback), 130 after Ctrl-C.
     """
     args = _parse(sys.argv[1:] if arguments is None else list(arguments))
-    from flowrl.cli.console import quiet_libraries
     from flowrl.errors import FlowrlError
 
-    quiet_libraries()
     try:
         return cast("Command", args.command).run(args)
     except (FlowrlError, ValueError) as error:

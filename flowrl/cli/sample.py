@@ -33,14 +33,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Draw, score with the trained reward, write the grid."""
-    from flowrl.cli.console import default_device, load_trainer, say
-    from flowrl.cli.weights import find_checkpoint, load_checkpoint_weights
+    from flowrl.cli.console import load_trainer, say
+    from flowrl.cli.weights import find_checkpoint, load_checkpoint_weights, load_model
     from flowrl.train.grids import save_png
 
     trainer, folder = load_trainer(args.source)
     drawing = _drawing(trainer, args)
     checkpoint = find_checkpoint(folder or Path(), args.checkpoint) if folder or args.checkpoint else None
-    model = trainer.model.load(default_device())
+    model = load_model(trainer)
     if checkpoint is not None:
         load_checkpoint_weights(model, checkpoint)
     result = drawing.run(model)

@@ -1,4 +1,4 @@
-"""Which weights of a run a command means."""
+"""Loading a model with the weights that a command means."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from flowrl.models import ImageModel
+    from flowrl.train import RLTrainer
 
-__all__ = ["find_checkpoint", "load_checkpoint_weights"]
+__all__ = ["find_checkpoint", "load_checkpoint_weights", "load_model"]
 
 
 def find_checkpoint(run_dir: Path, given: str | None = None) -> Path:
@@ -30,6 +31,16 @@ def find_checkpoint(run_dir: Path, given: str | None = None) -> Path:
         raise CheckpointError(f"{folder.root} holds no checkpoint yet; let the run finish its first checkpoint_every updates")
     check_complete(found)
     return found
+
+
+def load_model(trainer: RLTrainer) -> ImageModel:
+    """Load a run's model with the weights from before training, on a GPU if there is one."""
+    import torch
+
+    from flowrl.models.quiet import quiet_libraries
+
+    with quiet_libraries():
+        return trainer.model.load("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def load_checkpoint_weights(model: ImageModel, checkpoint: Path) -> None:
