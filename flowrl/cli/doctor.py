@@ -103,10 +103,10 @@ def _config(config: str, overrides: list[str]) -> list[str]:
         return [str(error)]
     errors = validate(tree)
     if errors:
-        say(_row("config", f"{config}: not valid"))
+        say(_row("config", f"{config} is not valid"))
         return errors
     component = instantiate(tree)
-    say(_row("config", f"{config}: a {type(component).__name__}, valid"))
+    say(_row("config", f"{config} is valid: {type(component).__name__}"))
     return _trainer(component) if isinstance(component, RLTrainer) else []
 
 
@@ -126,7 +126,18 @@ def _trainer(trainer: RLTrainer) -> list[str]:
     if trainer.evaluation:
         states = trainer.evaluation.images * trainer.evaluation.sampler.evaluations()
         say(_row("evaluation", f"{trainer.evaluation.images} pictures, {figure(states)} network evaluations"))
-    return _memory(trainer)
+    return [*_prompts(trainer), *_memory(trainer)]
+
+
+def _prompts(trainer: RLTrainer) -> list[str]:
+    from flowrl.cli.console import say
+    from flowrl.train.prompts import load_prompts
+
+    try:
+        say(_row("prompts", f"{len(load_prompts(trainer.prompts))} in {trainer.prompts}"))
+    except ValueError as error:
+        return [f"config.prompts: {error}"]
+    return []
 
 
 def _share(trainer: RLTrainer, world: int) -> str:

@@ -1,0 +1,166 @@
+"""Train, resume, evaluate, sample and report on the embedded model, through the command line."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from PIL import Image
+from scipy import stats
+
+from flowrl.cli.main import main
+
+pytestmark = pytest.mark.slow
+
+SMALL = [
+    "prompts_per_update=2",
+    "sampler.group_size=4",
+    "sampler.sde_indices=[0,1]",
+    "sampler.grid.steps=4",
+    "evaluation.sampler.grid.steps=4",
+    "evaluation.images_per_prompt=2",
+    "evaluation.keep=10",
+    "evaluate_every=2",
+    "checkpoint_every=2",
+]
+CONFIG = "image/digits_g2rpo"
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerate():
+    yield
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Path, str]:
+    """A run of four updates, and what it printed."""
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    command = [sys.executable, "-m", "flowrl.cli.train", CONFIG, *SMALL, "updates=4", f"run_dir={folder}"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return folder, done.stdout
+
+
+@pytest.fixture
+def run(finished, tmp_path) -> Path:
+    return Path(shutil.copytree(finished[0], tmp_path / "run"))
+
+
+def test_training_ends_with_a_table_and_the_paths_of_what_it_made(finished):
+    folder, printed = finished
+    for name in ("legibility", "held-out accuracy", "diversity", "trained", "held out"):
+        assert name in printed
+    for name in ("report.html", "grids/before_after.png", "checkpoints/update_000004"):
+        assert str(folder / name) in printed
+        assert (folder / name).exists()
+
+
+def test_the_table_shows_the_metrics(finished):
+    folder, printed = finished
+    evals = [line for line in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()) if line["kind"] == "eval"]
+    assert [line["update"] for line in evals] == [0, 2, 4]
+    row = next(line.split() for line in printed.splitlines() if line.split()[:1] == ["legibility"])
+    assert [float(text.replace("−", "-")) for text in row[2:4]] == pytest.approx(
+        [evals[place]["eval/legibility"] for place in (0, -1)], rel=5e-3
+    )
+
+
+def test_a_run_is_not_overwritten(run, capsys):
+    assert main(["train", str(run / "config.yaml"), f"run_dir={run}"]) == 2
+    assert "already holds a run; go on with --resume" in capsys.readouterr().err
+
+
+def test_a_finished_run_goes_on_with_more_updates(run, capsys):
+    assert main(["train", str(run / "config.yaml"), f"run_dir={run}", "updates=5", "--resume"]) == 0
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["update"] for line in lines if line["kind"] == "train"] == [0, 1, 2, 3, 4]
+    assert "checkpoints/update_000005" in capsys.readouterr().out
+
+
+def test_evaluate_compares_the_checkpoint_with_the_base_on_the_same_noise(run, capsys):
+    assert main(["evaluate", str(run), "--images-per-prompt", "3", "--seed", "11"]) == 0
+    out = run / "comparisons" / "update_000004"
+    results = json.loads((out / "results.json").read_text())
+    assert (results["images"], results["seed"]) == (results["prompts"] * 3, 11)
+    before, after = (json.loads((out / name / "scores.json").read_text())["scores"] for name in ("before", "after"))
+    for row in results["scores"][:3]:
+        pairs = np.subtract(after[row["name"]], before[row["name"]])
+        assert row["difference"] == pytest.approx(pairs.mean())
+        assert row["ci95"] == pytest.approx(stats.sem(pairs) * stats.t.ppf(0.975, len(pairs) - 1))
+    assert before["legibility"] != after["legibility"]
+    assert picture(out / "before_after.png").shape[1] > 500
+    assert str(out / "results.json") in capsys.readouterr().out
+
+
+def test_evaluating_with_the_runs_own_settings_gives_the_runs_own_scores(run):
+    """The run's own evaluations are a second route to both sides: before any update, and after the last."""
+    assert main(["evaluate", str(run), "--checkpoint", "4", "--out", str(run / "out")]) == 0
+    for side, update in (("before", 0), ("after", 4)):
+        own = json.loads((run / "evaluations" / f"update_{update:06d}" / "scores.json").read_text())["scores"]
+        again = json.loads((run / "out" / side / "scores.json").read_text())["scores"]
+        for name in own:
+            assert again[name] == pytest.approx(own[name], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "message"),
+    [("3", "update_000003 is not a checkpoint"), ("elsewhere", "elsewhere is not a checkpoint")],
+)
+def test_a_missing_checkpoint_is_refused_before_the_model_is_loaded(run, checkpoint, message, capsys):
+    assert main(["evaluate", str(run), "--checkpoint", checkpoint]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_truncated_checkpoint_is_refused(run, capsys):
+    weights = next((run / "checkpoints" / "update_000004").rglob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:100])
+    assert main(["evaluate", str(run), "--checkpoint", "4"]) == 2
+    assert "damaged" in capsys.readouterr().err
+
+
+def test_samples_of_a_run_are_those_of_its_checkpoint_and_of_a_config_those_of_the_base(run, tmp_path, capsys):
+    grids = [tmp_path / "tuned.png", tmp_path / "older.png", tmp_path / "base.png"]
+    prompts = ["--prompt", "seven", "--prompt", "two", "--images", "2"]
+    assert main(["sample", str(run), *prompts, "--out", str(grids[0])]) == 0
+    assert main(["sample", str(run), "--checkpoint", "2", *prompts, "--out", str(grids[1])]) == 0
+    assert main(["sample", CONFIG, *prompts, "--out", str(grids[2])]) == 0
+    assert capsys.readouterr().out.split() == [str(grid) for grid in grids]
+    pictures = [picture(grid) for grid in grids]
+    assert pictures[0].shape[1] == 20 + 4 * (112 + 20)  # two prompts, two pictures each
+    assert any(not np.array_equal(pictures[0], other) for other in pictures[1:])
+
+
+def test_ctrl_c_checkpoints_and_shows_the_command_that_goes_on(tmp_path):
+    folder = tmp_path / "run"
+    command = [CONFIG, *SMALL, "updates=500", "evaluate_every=1000", f"run_dir={folder}"]
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flowrl.cli.train", *command], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and '"kind": "train"' not in _read(folder / "metrics.jsonl"):
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    printed, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert "Go on with: flowrl train" in printed
+    assert "--resume" in printed
+    assert "Traceback" not in errors
+    assert list((folder / "checkpoints").glob("update_*"))
+
+
+def picture(path: Path) -> np.ndarray:
+    with Image.open(path) as opened:
+        return np.asarray(opened)
+
+
+def _read(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
