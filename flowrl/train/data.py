@@ -8,6 +8,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from flowrl.shapes import seeded_generator
+
 __all__ = ["DIGIT_CAPTIONS", "DIGIT_PARTS", "DIGIT_WORDS", "CaptionedImages", "DigitPart", "Digits", "ImageTextData", "digit_scans"]
 
 DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -62,23 +64,31 @@ class Digits:
         part: Which scans; see `digit_scans`.
         image_size: Pixels per side, at least 8.
         captions: Wordings, each with one ``{}`` for the digit's name.
+        caption_noise: Share of scans whose caption names a digit drawn at random, as captions from the web are often wrong. The pictures that a
+            model learns from them are clean, but without guidance many do not show what the prompt says.
 
     Raises:
-        ValueError: If ``image_size`` is below 8 or a wording has no ``{}``.
+        ValueError: If ``image_size`` is below 8, a wording has no ``{}`` or ``caption_noise`` lies outside [0, 1].
     """
 
     part: DigitPart = "generator"
     image_size: int = 16
     captions: tuple[str, ...] = DIGIT_CAPTIONS
+    caption_noise: float = 0.0
 
     def __post_init__(self) -> None:
         _check_size(self.image_size)
         if odd := [text for text in self.captions if text.count("{}") != 1]:
             raise ValueError(f"each caption needs exactly one {{}} where the digit's name goes, got {odd}")
+        if not 0 <= self.caption_noise <= 1:
+            raise ValueError(f"caption_noise must lie in [0, 1], got {self.caption_noise}; 0 is none")
 
     def load(self) -> CaptionedImages:
         """The scans of this part, each with every wording of its caption."""
         images, labels = digit_scans(self.part, self.image_size)
+        generator = seeded_generator(_SPLIT_SEED)
+        wrong = torch.rand(len(labels), generator=generator) < self.caption_noise
+        labels = torch.where(wrong, torch.randint(len(DIGIT_WORDS), (len(labels),), generator=generator), labels)
         wordings = [tuple(text.format(word) for text in self.captions) for word in DIGIT_WORDS]
         return CaptionedImages(images, tuple(wordings[label] for label in labels.tolist()))
 

@@ -88,7 +88,9 @@ class Stage:
     def _step(self, module: nn.Module, loss: Callable[[], Tensor], optimizer: Optimizer, where: str) -> float:
         value = loss()
         if not torch.isfinite(value):
-            raise NonFiniteError(f"the loss of {where} is {float(value)}; use a smaller learning rate, or look for non-finite pixels")
+            raise NonFiniteError(
+                f"the loss of {where} is {float(value.detach())}; use a smaller learning rate, or look for non-finite pixels"
+            )
         optimizer.zero_grad()
         value.backward()
         torch.nn.utils.clip_grad_norm_(module.parameters(), self.max_grad_norm)
