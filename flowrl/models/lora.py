@@ -55,7 +55,6 @@ class LoRA:
         """
         from peft import LoraConfig
 
-        module.requires_grad_(requires_grad=False)
         config = LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=list(self.targets))
         try:
             with torch.random.fork_rng(devices=[]):

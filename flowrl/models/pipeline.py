@@ -195,7 +195,7 @@ class DiffusersModel:
 
     def _autocast(self) -> AbstractContextManager[Any]:
         dtype = self.source.compute_dtype
-        # Without the cache: a cast made in a rollout, which has no graph, must never serve in an update.
+        # Without the cache: a cast that a rollout made has no graph, and must not serve an update inside the same outer autocast.
         return nullcontext() if dtype == torch.float32 else torch.autocast(self.device.type, dtype, cache_enabled=False)
 
     def _swap_base(self) -> None:

@@ -77,6 +77,11 @@ def test_remembered_rows_do_not_keep_the_batch_they_came_from():
     assert cache._rows["3"]["row"].untyped_storage().nbytes() == 4000
 
 
+def test_embeddings_carry_no_graph():
+    weight = torch.ones(1, requires_grad=True)
+    assert not PromptCache(lambda prompts: {"row": weight.expand(len(prompts), 1) * 2})(["a"]).tensors["row"].requires_grad
+
+
 def test_no_prompts_are_refused(counting_encoder):
     with pytest.raises(ValueError, match="got no prompts to encode"):
         PromptCache(counting_encoder[0])([])

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -44,6 +45,11 @@ def test_a_hub_id_is_passed_on_and_a_local_folder_wins(tmp_path, monkeypatch):
 def test_an_unreachable_hub_model_is_named():
     with pytest.raises(CheckpointError, match=r"cannot load owner/no-such-model: .*; it must be a StableDiffusion3Pipeline saved whole"):
         StableDiffusion3(path="owner/no-such-model").load("cpu")
+
+
+def test_the_bundled_model_is_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert Path(resolve_path("assets/models/digits_sd3"), "model_index.json").is_file()
 
 
 def test_a_pipeline_of_another_class_is_named(pipeline_folder, tmp_path):
