@@ -4,7 +4,6 @@ import copy
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,8 +24,8 @@ from flowrl.train.learner import Learner
 from flowrl.train.metrics import read_metrics
 from samplers import SDESampler, ShiftedGrid
 
-SHAPE = (3, 2, 2)
-N = 12  # entries of a state
+SHAPE = (3, 3, 3)
+N = 27  # entries of a state
 PROMPTS = ("0", "1", "2", "3")  # a prompt is the row of its embedding
 
 
@@ -217,14 +216,6 @@ class Child:
     output: Path
     status: int | None = field(default=None)
 
-    def kill_when(self, condition: Callable[[], bool], number: int) -> None:
-        deadline = time.monotonic() + 60
-        while not condition():
-            if os.waitpid(self.pid, os.WNOHANG)[0] or time.monotonic() > deadline:
-                raise AssertionError(f"the child ended first: {self.output.read_text()}")
-            time.sleep(0.001)
-        os.kill(self.pid, number)
-
     def wait(self) -> int:
         """The exit status; minus the signal's number if one ended it."""
         self.status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
@@ -252,6 +243,16 @@ def fork(work: Callable[[], object], output: Path, **environment: str) -> Child:
         sys.stderr.flush()
     finally:
         os._exit(status)
+
+
+def signal_self(run_dir: Path, updates: int, number: int) -> None:
+    """Have this process signal itself while it scores the rollout after so many updates."""
+
+    def event(calls: int) -> None:
+        if count_lines(run_dir) == updates:
+            os.kill(os.getpid(), number)
+
+    Bright.event = staticmethod(event)
 
 
 def reset_accelerate() -> None:
