@@ -48,6 +48,7 @@ def test_the_version_is_that_of_the_package(capsys):
         ([], "required: COMMAND"),
         (["trian"], "invalid choice: 'trian'"),
         (["train", "x", "--reusme"], "unrecognized arguments: --reusme"),
+        (["train", "x", "--reusme=1"], "unrecognized arguments: --reusme=1"),
         (["report", "run", "extra=1"], "unrecognized arguments: extra=1"),
         (["train"], "required: CONFIG"),
     ],

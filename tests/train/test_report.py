@@ -209,6 +209,7 @@ def test_a_last_line_that_was_cut_off_is_left_out_and_told(run):
         file.write('{"kind": "train", "update": 4, "rew')
     page = Page(write_report(run))
     assert "The last line of metrics.jsonl (line 8) is cut off and was left out." in page.text
+    assert "could not be read" not in page.text
     assert "Finished: 4 updates." in page.text
 
 
@@ -279,6 +280,12 @@ def test_a_held_out_score_that_falls_while_the_reward_rises_is_an_alarm(tmp_path
 
 def test_a_held_out_score_that_falls_with_the_reward_is_none(tmp_path):
     assert hacked(tmp_path, result(-0.4, 0.2)) == []
+
+
+def test_a_fall_within_its_interval_is_none(tmp_path):
+    after = result(0.4, 0.5)
+    after.scores["heldout_accuracy"] = after.scores["heldout_accuracy"] - 0.01 + 0.2 * torch.tensor([1.0, -1.0] * (IMAGES // 2))
+    assert hacked(tmp_path, after) == []
 
 
 def test_a_diversity_that_falls_below_half_is_an_alarm(tmp_path):
