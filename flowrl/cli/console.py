@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,12 +35,12 @@ def show(table: Table) -> None:
 
 
 def show_progress_messages() -> None:
-    """Let flowrl's own log messages through to standard error."""
+    """Let flowrl's own log messages through to standard error; of several processes, the others only warn."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("flowrl")
     logger.handlers, logger.propagate = [handler], False
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
 
 
 def outcome_table(rows: Sequence[Outcome], title: str) -> Table:

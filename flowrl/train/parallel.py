@@ -27,12 +27,14 @@ def start_accelerator(trainer: RLTrainer) -> Accelerator:
         ConfigError: If the strategy is FSDP 1, or ZeRO 3, or cannot swap in the reference model.
         MissingExtraError: If a tracker is not installed.
     """
+    import torch
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs, DistributedType, ProjectConfiguration
 
     if "wandb" in trainer.trackers:
         require("wandb", "wandb")
     accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),  # else accelerate ignores torchrun there, and every process trains alone
         mixed_precision=trainer.mixed_precision,
         log_with=list(trainer.trackers) or None,
         project_config=ProjectConfiguration(project_dir=trainer.run_dir, logging_dir=str(trainer.folder / "tensorboard")),

@@ -73,6 +73,17 @@ def test_the_table_shows_the_metrics(finished):
     )
 
 
+def test_two_processes_make_one_run_with_the_same_scores(finished, tmp_path):
+    folder = tmp_path / "run"
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "flowrl.cli.train"]
+    done = subprocess.run([*launch, CONFIG, *SMALL, "updates=4", f"run_dir={folder}"], check=True, capture_output=True, text=True)
+    assert done.stdout.count(str(folder / "report.html")) == 1
+    one, two = ([json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (finished[0], folder))
+    assert [(line["kind"], line["update"]) for line in two] == [(line["kind"], line["update"]) for line in one]
+    for name in ("eval/legibility", "eval/heldout_probability", "diversity"):
+        assert two[-1][name] == pytest.approx(one[-1][name], rel=1e-3)
+
+
 def test_a_run_is_not_overwritten(run, capsys):
     assert main(["train", str(run / "config.yaml"), f"run_dir={run}"]) == 2
     assert "already holds a run; go on with --resume" in capsys.readouterr().err
