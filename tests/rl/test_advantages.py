@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from flowrl.rl import GroupAdvantage, MultiGranularityAdvantage, group_advantage
 
 GOLDEN, CONSTANT = json.loads((Path(__file__).parents[1] / "goldens" / "sde_steps.json").read_text())["advantages"]
-ESTIMATORS = [GroupAdvantage(), MultiGranularityAdvantage()]
-every_estimator = pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda e: type(e).__name__)
+ESTIMATORS = [kind(std=std) for kind in (GroupAdvantage, MultiGranularityAdvantage) for std in ("group", "batch")]
+every_estimator = pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda e: f"{type(e).__name__}-{e.std}")
 every_std = pytest.mark.parametrize("std", ["group", "batch", "none"])
 rewards_of_a_group = st.lists(st.floats(-100, 100, width=32), min_size=2, max_size=12)
 
@@ -190,6 +190,8 @@ def test_group_advantage_averages_granularities_before_it_normalises():
     three = torch.cat([rewards, double([[1, 1]]).reshape(1, 1, 2, 1)])
     expected = group_advantage(double([2, 6, 1]), ids(3))
     torch.testing.assert_close(GroupAdvantage()(three, ids(3), torch.ones(1))[:, 0], expected)
+    unscaled = GroupAdvantage(std="none")(three, ids(3), torch.ones(1))[:, 0]
+    torch.testing.assert_close(unscaled, double([-1, 3, -2]))
 
 
 @every_estimator

@@ -65,6 +65,15 @@ def test_what_stands_in_masked_entries_changes_nothing_at_all(name):
 
 
 @every_objective
+def test_no_gradient_goes_through_the_advantage(name):
+    log_ratio, advantage = (0.1 * ready(BATCH, STEP)).requires_grad_(), ready(BATCH).requires_grad_()
+    loss, _ = OBJECTIVES[name]()(log_ratio, advantage, torch.ones(BATCH, STEP, dtype=torch.bool), everything(log_ratio))
+    loss.backward()
+    assert advantage.grad is None
+    assert log_ratio.grad is not None
+
+
+@every_objective
 def test_rows_may_come_in_any_order(name):
     mask, order = torch.rand(BATCH, STEP, generator=torch.Generator().manual_seed(2)) < 0.7, torch.tensor([3, 0, 5, 1, 4, 2])
     log_ratio, advantage = 0.2 * ready(BATCH, STEP), ready(BATCH)
