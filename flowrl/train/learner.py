@@ -137,7 +137,7 @@ class Learner:
         slopes = None if self.objective.separable else scorer.slopes(experience, parents)
         self.accelerator.gradient_accumulation_steps, self.accelerator.step = len(chunks), 0
         collected: list[Collected] = []
-        norm = torch.zeros(())
+        norm, rate = torch.zeros(()), float(self.schedule.get_last_lr()[0])
         for chunk in chunks:
             with self.accelerator.accumulate(self.prepared):
                 share = len(experience.children_of(chunk)) / total
@@ -150,7 +150,7 @@ class Learner:
             self.schedule.step()
             if self.average is not None:
                 self.average.step()
-        return self._reduce(collected) | {"grad_norm": float(norm), "lr": float(self.schedule.get_last_lr()[0])}
+        return self._reduce(collected) | {"grad_norm": float(norm), "lr": rate}
 
     def _backward(self, scorer: Scorer, experience: Experience, parents: Tensor, share: float, slopes: Slopes | None) -> dict[str, Tensor]:
         """Add one micro-batch's share of the gradient."""

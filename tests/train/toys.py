@@ -188,11 +188,11 @@ def make_learner(model: ToyModel, objective: object | None = None, accelerator: 
     )
 
 
-def make_experience(model: ToyModel, sampler: object, prompts: Sequence[str] = PROMPTS[:2], seed: int = 0) -> Experience:
-    """A rollout with random advantages."""
-    generator = torch.Generator().manual_seed(seed)
-    condition = model.encode(prompts)
-    noise = torch.randn(len(prompts) * sampler.noise_rows(), *SHAPE, generator=generator)
+def make_experience(model: object, sampler: object, condition: Condition | None = None, noise: Tensor | None = None) -> Experience:
+    """A rollout of two prompts with random advantages."""
+    generator = torch.Generator().manual_seed(0)
+    condition = model.encode(PROMPTS[:2]) if condition is None else condition
+    noise = torch.randn(2 * sampler.noise_rows(), *SHAPE, generator=generator) if noise is None else noise
     trajectory: Trajectory = sampler.sample(model.field(), noise, condition, generator)
     advantage = torch.randn(trajectory.log_prob.shape, generator=generator)
     return Experience(trajectory=trajectory, condition=condition, dynamics=sampler.dynamics, advantage=advantage)
@@ -230,6 +230,7 @@ def fork(work: Callable[[], object], output: Path, **environment: str) -> Child:
     status = 1
     try:
         reset_accelerate()
+        Bright.calls = 0
         os.environ.update(environment)
         descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(descriptor, 1)
@@ -289,7 +290,7 @@ def assert_same_run(one: Path, other: Path, update: int) -> None:
     assert files[0] == files[1]
     for name in files[0]:
         if name.endswith(".safetensors"):
-            assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes(), name
+            assert_equal(*[load_file(folder / name) for folder in folders])
         elif name.endswith((".bin", ".pkl")) and "random" not in name:
             states = [torch.load(folder / name, weights_only=True) for folder in folders]
             assert_equal(*[without_seconds(state) for state in states])
