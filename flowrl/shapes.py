@@ -99,5 +99,3 @@ def state_mean(x: Tensor) -> Tensor:
 def state_sum(x: Tensor) -> Tensor:
     """Sum over every axis but the first, ``(batch, ...) -> (batch,)``."""
     return x.flatten(1).sum(1) if x.ndim > 1 else x
-
-

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from collections.abc import Mapping
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
 __all__ = ["Condition"]
 
@@ -47,7 +48,9 @@ class Condition:
         index = rows if isinstance(rows, slice | Tensor) else torch.as_tensor(rows, dtype=torch.long)
         if not self.tensors:
             return Condition(rows=len(torch.arange(len(self))[index]))
-        return Condition({name: tensor[index if isinstance(index, slice) else index.to(tensor.device)] for name, tensor in self.tensors.items()})
+        return Condition(
+            {name: tensor[index if isinstance(index, slice) else index.to(tensor.device)] for name, tensor in self.tensors.items()}
+        )
 
     def repeat(self, times: int) -> Condition:
         """Each row ``times`` times in a row: a, a, b, b."""

@@ -12,11 +12,11 @@ from flowrl.errors import close_match
 from flowrl.flow.condition import Condition
 from flowrl.flow.path import PREDICTIONS
 from flowrl.shapes import Time, float_dtype
+from collections.abc import Callable
+from flowrl.flow.path import AffinePath
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from flowrl.flow.path import AffinePath
+    pass
 
 __all__ = ["ClassifierFreeGuidance", "DiffusionField", "VelocityField", "evaluations_per_state"]
 

@@ -233,7 +233,9 @@ class VariancePreserving(AffinePath):
         """
         largest = float(self.times()[-1])
         if float(torch.as_tensor(t).max()) > largest + 1e-6:
-            raise ValueError(f"this schedule's largest noise level is {largest:.6f}, got t = {float(torch.as_tensor(t).max()):.6f}; start the grid there")
+            raise ValueError(
+                f"this schedule's largest noise level is {largest:.6f}, got t = {float(torch.as_tensor(t).max()):.6f}; start the grid there"
+            )
         time = expand_time(t, like)
         norm = (time**2 + (1 - time) ** 2).sqrt()
         return (1 - time) / norm, time / norm

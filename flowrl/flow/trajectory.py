@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
+from torch import Tensor
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from flowrl.flow.condition import Condition
     from flowrl.flow.dynamics import Dynamics
     from flowrl.flow.field import VelocityField
