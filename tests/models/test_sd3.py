@@ -145,6 +145,8 @@ def test_half_precision_keeps_trained_weights_and_velocities_in_float32(load, no
     rollout = model.field()(x, t, model.encode(prompts))
     assert {parameter.dtype for parameter in model.trainable_parameters()} == {torch.float32}
     assert {parameter.dtype for parameter in model.pipeline.vae.parameters()} == {torch.float32}
+    frozen = {parameter.dtype for parameter in model.module.parameters() if not parameter.requires_grad}
+    assert frozen == (set() if lora is None else {getattr(torch, dtype)})
     assert rollout.dtype == torch.float32
     difference = (rollout - exact.field()(x, t, exact.encode(prompts))).abs().max()
     assert 0 < difference < 0.05
@@ -171,13 +173,19 @@ def test_casts_of_a_rollout_are_not_kept_for_the_update(load, noise):
     assert caching == [False]
 
 
-def test_gradient_checkpointing_changes_no_velocity_and_no_gradient(load, noise):
-    gradients = []
+def test_gradient_checkpointing_recomputes_and_changes_no_velocity_and_no_gradient(load, noise):
+    gradients, calls = [], [0, 0]
     for checkpointing in (False, True):
         model = load(lora=LoRA(rank=2, alpha=2), gradient_checkpointing=checkpointing)
+
+        def count(*_, which=int(checkpointing)):
+            calls[which] += 1
+
+        model.module.transformer_blocks[1].register_forward_pre_hook(count)
         loss = model.field()(noise(model, 2), 0.7, model.encode(["red", "green"])).square().mean()
         loss.backward()
         gradients.append([loss.detach(), *(parameter.grad for parameter in model.trainable_parameters())])
+    assert calls == [1, 2]
     for plain, checkpointed in zip(*gradients, strict=True):
         assert torch.equal(plain, checkpointed)
 
