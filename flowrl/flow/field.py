@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from flowrl.errors import close_match
 from flowrl.flow.condition import Condition
-from flowrl.flow.path import PREDICTIONS
+from flowrl.flow.path import PREDICTIONS, AffinePath
 from flowrl.shapes import Time, float_dtype
-from collections.abc import Callable
-from flowrl.flow.path import AffinePath
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["ClassifierFreeGuidance", "DiffusionField", "VelocityField", "evaluations_per_state"]
 
