@@ -135,7 +135,7 @@ def _axis(values: Sequence[float], start: float, end: float, *, log: bool = Fals
         decades = range(round(math.log10(low)), round(math.log10(high)) + 1)
         return Axis(low=low, high=high, start=start, end=end, log=True, ticks=[10.0**d for d in decades][:: -(-len(decades) // 6)])
     if low == high:
-        low, high = (low - 0.5, high + 0.5) if whole else (low - abs(low) * 0.1 - 1e-6, high + abs(high) * 0.1 + 1e-6)
+        low, high = (low - 0.5, high + 0.5) if whole else (min(0.0, 1.25 * low), max(0.0, 1.25 * high) or float(low == 0))
     step = _nice_step((high - low) / 5)
     step = max(step, 1.0) if whole else step
     if not whole:  # the curve fills the chart between two ticks

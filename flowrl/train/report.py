@@ -25,6 +25,7 @@ REPORT_FILE = "report.html"
 BEFORE_AFTER_FILE = "grids/before_after.png"
 COMPONENTS = ("model", "sampler", "reward", "advantage", "objective", "optimizer")
 COSTS = ("network_evaluations", "trained_states", "images", "seconds")
+SIZES = ("prompts_per_update", "seed")
 PHASES = ("rollout", "reward", "update")
 
 
@@ -101,7 +102,7 @@ def _context(record: RunRecord) -> dict[str, Any]:
         "name": record.folder.resolve().name,
         "done": record.updates,
         "planned": planned if isinstance(planned, int) else record.updates,
-        "components": _components(record.config),
+        "facts": _facts(record.config),
         "rows": rows,
         "paired": any(row.win_rate is not None for row in rows),
         "warnings": warnings(rows),
@@ -115,10 +116,12 @@ def _context(record: RunRecord) -> dict[str, Any]:
     }
 
 
-def _components(config: dict[str, Any]) -> dict[str, str]:
-    """The classes that make up the run: ``sampler -> SingularStochasticSampler``."""
-    nodes = {key: config.get(key) for key in COMPONENTS}
-    return {key: str(node["target"]).rsplit(".", 1)[-1] for key, node in nodes.items() if isinstance(node, dict) and "target" in node}
+def _facts(config: dict[str, Any]) -> dict[str, str]:
+    """The classes that make up the run (``sampler``: ``SingularStochasticSampler``) and its sizes."""
+    nodes = {key: config[key] for key in COMPONENTS if isinstance(config.get(key), dict)}
+    facts = {key: str(node["target"]).rsplit(".", 1)[-1] for key, node in nodes.items() if "target" in node}
+    sizes = {"group size": nodes.get("sampler", {}).get("group_size")} | {words(key): config.get(key) for key in SIZES}
+    return facts | {key: str(size) for key, size in sizes.items() if size is not None}
 
 
 def _pictures(record: RunRecord) -> list[tuple[str, str]]:

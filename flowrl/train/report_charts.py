@@ -83,7 +83,7 @@ def optimisation_charts(record: RunRecord) -> list[Chart]:
         "clip_fraction": ("Clip fraction", "Share of transitions whose ratio left the clip range."),
         "kl": ("KL to the reference", "Nats per dimension and step."),
         "grad_norm": ("Gradient norm", "Before it is scaled down."),
-        "loss": ("Loss", "Near 0 on the first pass by construction; its gradient is what counts."),
+        "loss": ("Loss", "While ratios are near 1 its value says little; its gradient is what counts."),
         "lr": ("Learning rate", "As the schedule gave it."),
     }
     for name, (title, note) in described.items():
