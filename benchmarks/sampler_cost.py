@@ -242,6 +242,7 @@ def peak_states(field: VelocityField, noise: Tensor, condition: Condition, steps
 
 def table(result: dict[str, Any]) -> str:
     """The result in Markdown."""
+    before, after = (result["load_average"][when][0] for when in ("before", "after"))
     head = ["Λ", "evaluations: " + ", ".join(WAYS), *(f"seconds: {name}" for name in WAYS)]
     head += ["flowrl / official", "flowrl / batched", "the same, CPU time", "largest difference"]
     lines = [
@@ -249,8 +250,8 @@ def table(result: dict[str, Any]) -> str:
         "",
         f"`{COMMAND}`",
         "",
-        f"Embedded digits model, one prompt, {STEPS} steps, stochastic steps 0 … 7, groups of {GROUP}, at most {GROUP * len(SDE_INDICES)} states a call.",
-        f"{result['machine']}; load average {result['load_average']['before'][0]:.1f} before, {result['load_average']['after'][0]:.1f} after.",
+        f"Embedded digits model, one prompt, {STEPS} steps, stochastic steps 0 … 7, groups of {GROUP}, at most",
+        f"{GROUP * len(SDE_INDICES)} states a call. {result['machine']}; load average {before:.1f} before, {after:.1f} after.",
         f"Median [least, most] of {result['turns']} turns; a ratio is flowrl's time by the other's in the same turn.",
         "",
         "| " + " | ".join(head) + " |",
