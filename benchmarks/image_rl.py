@@ -3,7 +3,7 @@
     python benchmarks/image_rl.py --jobs 2
 
 Every method fine-tunes the same LoRA from the same base with the same prompts, group size, optimiser and learning rate; only sampler and
-advantage differ. A run goes on until it has spent the budget of forward equivalents: one per state evaluated in a rollout, three per state
+advantage differ. Each rollout gives one optimiser step. A run goes on until it has spent the budget of forward equivalents: one per state evaluated in a rollout, three per state
 trained (forward and backward). Raw curves go to ``benchmarks/results/image_rl.jsonl``, the table to ``image_rl.md``, the plot to ``image_rl.png``.
 Runs that are in the raw file already are not made again (delete it to start over).
 """
@@ -29,6 +29,7 @@ RESULTS = Path(__file__).parent / "results"
 RAW = RESULTS / "image_rl.jsonl"
 CONFIG = "image/digits_g2rpo"
 STEPS = 10
+COMMON = ("update.epochs=1", "update.micro_batch=96", "optimizer.lr=3.0e-3")  # one optimiser step a rollout: the clip never acts
 TRAINED_COST = 3  # forward equivalents of a forward and backward pass
 HELD_OUT, DIVERSITY = "eval/heldout_accuracy", "diversity"
 
@@ -84,7 +85,7 @@ def cost(line: dict[str, Any]) -> float:
 def _config(method: Method, seed: int, run_dir: str, updates: int, evaluations: int) -> dict[str, Any]:
     from flowrl.config import load_config
 
-    config = load_config(CONFIG, [f"seed={seed}", f"run_dir={run_dir}", f"updates={updates}", "trackers=[]", f"checkpoint_every={updates}"])
+    config = load_config(CONFIG, [f"seed={seed}", f"run_dir={run_dir}", f"updates={updates}", "trackers=[]", *COMMON, f"checkpoint_every={updates}"])
     shared = {name: config["sampler"][name] for name in ("grid", "group_size")}
     config["sampler"], config["advantage"] = method.sampler | shared, method.advantage
     config["evaluate_every"] = max(1, round(updates / evaluations))
