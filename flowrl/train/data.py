@@ -64,8 +64,8 @@ class Digits:
         part: Which scans; see `digit_scans`.
         image_size: Pixels per side, at least 8.
         captions: Wordings, each with one ``{}`` for the digit's name.
-        caption_noise: Share of scans whose caption names a digit drawn at random, as captions from the web are often wrong. The pictures that a
-            model learns from them are clean, but without guidance many do not show what the prompt says.
+        caption_noise: Share of scans whose caption names a digit drawn at random, as captions from the web are often wrong. What a model
+            learns to draw from them is clean, but without guidance often not what the prompt says.
 
     Raises:
         ValueError: If ``image_size`` is below 8, a wording has no ``{}`` or ``caption_noise`` lies outside [0, 1].
