@@ -11,7 +11,8 @@ import toys
 
 
 @pytest.fixture(autouse=True)
-def _fresh():
+def _fresh(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     toys.reset_accelerate()
     toys.Bright.event, toys.Bright.calls = staticmethod(lambda calls: None), 0
     yield

@@ -13,12 +13,13 @@ from flowrl.errors import ConfigError, MissingExtraError
 from flowrl.models import LoRA, StableDiffusion3
 from flowrl.models.quiet import quiet_libraries
 from flowrl.rl import RewardBatch, UniformPrompts
+from flowrl.train import Evaluation
 from flowrl.train.describe import describe, differences
 from flowrl.train.rollout import draw, score
 from flowrl.train.run import Run
 from flowrl.train.state import Counters
 from flowrl.train.summary import train_line
-from samplers import SingularStochasticSampler
+from samplers import ODESampler, SingularStochasticSampler
 
 SINGULAR = SingularStochasticSampler(grid=GRID, dynamics=sde().dynamics, group_size=4, sde_indices=(0, 1), strides=(1, 2))
 
@@ -105,6 +106,15 @@ def test_counters_count_what_the_sampler_and_the_update_did(tmp_path):
         assert line["network_evaluations"] == updates * 2 * SINGULAR.evaluations()
         assert line["images"] == updates * 2 * 4 * 2 * 2
         assert line["trained_states"] == updates * 2 * 2
+
+
+def test_evaluations_come_first_every_so_many_updates_and_last_with_a_grid_each(tmp_path):
+    evaluation = Evaluation(prompts=("0",), sampler=ODESampler(grid=GRID), rewards=(Bright(),), keep=1)
+    trainer(tmp_path / "run", updates=5, evaluation=evaluation, evaluate_every=2).run()
+    found = lines(tmp_path / "run", "eval")
+    assert [line["update"] for line in found] == [0, 2, 4, 5]
+    assert [line["images"] for line in found] == [0, 16, 32, 40]
+    assert all((tmp_path / "run" / line["grid"]).read_bytes().startswith(b"\x89PNG") for line in found)
 
 
 # ------------------------------------------------------------------------------------------------- surroundings of a run

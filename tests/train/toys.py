@@ -3,10 +3,12 @@
 import copy
 import os
 import signal
+import socket
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -214,12 +216,15 @@ class Child:
 
     pid: int
     output: Path
-    status: int | None = field(default=None)
 
-    def wait(self) -> int:
+    def wait(self, seconds: float = 120) -> int:
         """The exit status; minus the signal's number if one ended it."""
-        self.status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        return self.status
+        deadline = time.monotonic() + seconds
+        while not (ended := os.waitpid(self.pid, os.WNOHANG))[0]:
+            if time.monotonic() > deadline:
+                os.kill(self.pid, signal.SIGKILL)
+            time.sleep(0.005)
+        return os.waitstatus_to_exitcode(ended[1])
 
 
 def fork(work: Callable[[], object], output: Path, **environment: str) -> Child:
@@ -244,6 +249,14 @@ def fork(work: Callable[[], object], output: Path, **environment: str) -> Child:
         sys.stderr.flush()
     finally:
         os._exit(status)
+
+
+def fork_pair(work: Callable[[], object], folder: Path) -> list[Child]:
+    """The same work in two processes that talk through gloo; their output goes to ``rank0.txt`` and ``rank1.txt``."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    return [fork(work, folder / f"rank{rank}.txt", RANK=str(rank), LOCAL_RANK=str(rank), **common) for rank in range(2)]
 
 
 def signal_self(run_dir: Path, updates: int, number: int) -> None:
