@@ -2,9 +2,10 @@
 
     python benchmarks/image_rl.py --jobs 2
 
-Every method fine-tunes the same LoRA from the same base with the same prompts, group size, optimiser and learning rate; only sampler and
-advantage differ. Each rollout gives one optimiser step. A run goes on until it has spent the budget of forward equivalents: one per state evaluated in a rollout, three per state
-trained (forward and backward). Raw curves go to ``benchmarks/results/image_rl.jsonl``, the table to ``image_rl.md``, the plot to ``image_rl.png``.
+Every method fine-tunes the same LoRA from the same base with the same prompts, group size, optimiser and learning rate; only sampler
+and advantage differ. Each rollout gives one optimiser step. A run goes on until it has spent the budget of forward equivalents: one
+per state evaluated in a rollout, three per state trained (forward and backward). Raw curves go to ``benchmarks/results/image_rl.jsonl``,
+the table to ``image_rl.md``, the plot to ``image_rl.png``.
 Runs that are in the raw file already are not made again (delete it to start over).
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import itertools
 import json
 import math
 import multiprocessing
@@ -29,7 +31,7 @@ RESULTS = Path(__file__).parent / "results"
 RAW = RESULTS / "image_rl.jsonl"
 CONFIG = "image/digits_g2rpo"
 STEPS = 10
-COMMON = ("update.epochs=1", "update.micro_batch=96", "optimizer.lr=3.0e-3")  # one optimiser step a rollout: the clip never acts
+COMMON = ("update.epochs=1", "update.micro_batch=96", "optimizer.lr=3.0e-3", "evaluation.images_per_prompt=20")
 TRAINED_COST = 3  # forward equivalents of a forward and backward pass
 HELD_OUT, DIVERSITY = "eval/heldout_accuracy", "diversity"
 
@@ -58,7 +60,7 @@ def _granular(strides: Sequence[int], anchoring: str) -> Method:
     return Method(kind | {"dynamics": FLOW_SDE}, GROUP_STD)
 
 
-def _window(**settings: Any) -> dict[str, Any]:  # noqa: ANN401 - fields of WindowSampler
+def _window(**settings: Any) -> dict[str, Any]:
     return {"target": "samplers.WindowSampler", "dynamics": FLOW_SDE, "shared_noise": True, **settings}
 
 
@@ -70,7 +72,8 @@ METHODS = {
     "G2RPO {1,2,3} paper": _granular((1, 2, 3), "paper"),
     "MixGRPO": Method(_window(size=2, stride=1, shift_every=5), GROUP_STD),
     "DanceGRPO": Method(
-        {"target": "samplers.SDESampler", "dynamics": DANCE_SDE, "shared_noise": True, "exclude_last": True, "train_fraction": 0.6}, GROUP_STD
+        {"target": "samplers.SDESampler", "dynamics": DANCE_SDE, "shared_noise": True, "exclude_last": True, "train_fraction": 0.6},
+        GROUP_STD,
     ),
     "Flow-GRPO": Method({"target": "samplers.SDESampler", "dynamics": FLOW_SDE, "shared_noise": False}, BATCH_STD),
     "Flow-GRPO-Fast": Method(_window(size=2, shift_every=1, order="random", last_index=STEPS // 2 - 1), BATCH_STD),
@@ -85,7 +88,9 @@ def cost(line: dict[str, Any]) -> float:
 def _config(method: Method, seed: int, run_dir: str, updates: int, evaluations: int) -> dict[str, Any]:
     from flowrl.config import load_config
 
-    config = load_config(CONFIG, [f"seed={seed}", f"run_dir={run_dir}", f"updates={updates}", "trackers=[]", *COMMON, f"checkpoint_every={updates}"])
+    config = load_config(
+        CONFIG, [f"seed={seed}", f"run_dir={run_dir}", f"updates={updates}", "trackers=[]", *COMMON, f"checkpoint_every={updates}"]
+    )
     shared = {name: config["sampler"][name] for name in ("grid", "group_size")}
     config["sampler"], config["advantage"] = method.sampler | shared, method.advantage
     config["evaluate_every"] = max(1, round(updates / evaluations))
@@ -117,7 +122,7 @@ def at(lines: Sequence[dict[str, Any]], axis: Callable[[dict[str, Any]], float],
     points = sorted((axis(line), line[value]) for line in lines)
     if where > points[-1][0] * 1.001:
         return math.nan
-    for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+    for (x0, y0), (x1, y1) in itertools.pairwise(points):
         if x0 <= where <= x1:
             return y0 + (y1 - y0) * (where - x0) / (x1 - x0)
     return points[-1][1]
@@ -142,7 +147,10 @@ def table(runs: dict[tuple[str, int], list[dict[str, Any]]]) -> str:
     names = list(dict.fromkeys(name for name, _ in runs))
     common = {axis: min(max(read(line) for line in lines) for lines in runs.values()) for axis, read in AXES.items()}
     head = [f"{axis} = {common[axis]:,.0f}" for axis in AXES]
-    rows = [f"| method | cost of an update | {' | '.join(f'accuracy at {h}' for h in head)} | diversity at {head[1]} |", "|" + "---|" * (len(AXES) + 3)]
+    rows = [
+        f"| method | cost of an update | {' | '.join(f'accuracy at {h}' for h in head)} | diversity at {head[1]} |",
+        "|" + "---|" * (len(AXES) + 3),
+    ]
     for name in names:
         mine = [lines for (method, _), lines in runs.items() if method == name]
         per_update = statistics.mean(cost(lines[-1]) / lines[-1]["update"] for lines in mine)
@@ -170,7 +178,9 @@ def plot(runs: dict[tuple[str, int], list[dict[str, Any]]], path: Path) -> None:
                 curves = np.array([[at(lines, read, x, value) for x in grid] for lines in mine])
                 style = {"color": plt.get_cmap("tab10")(position), "linestyle": "--" if "paper" in name else "-"}
                 panel.plot(grid, curves.mean(0), label=name, **style)
-                panel.fill_between(grid, curves.mean(0) - curves.std(0), curves.mean(0) + curves.std(0), color=style["color"], alpha=0.12, linewidth=0)
+                panel.fill_between(
+                    grid, curves.mean(0) - curves.std(0), curves.mean(0) + curves.std(0), color=style["color"], alpha=0.12, linewidth=0
+                )
             panel.set_xlabel(axis)
             panel.spines[["top", "right"]].set_visible(False)
     panels[0][0].set_ylabel("held-out accuracy")
@@ -194,8 +204,8 @@ def main() -> None:
     """Run what is missing, then write table and plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--budget", type=float, default=100_000, help="forward equivalents of a run")
-    parser.add_argument("--evaluations", type=int, default=10, help="evaluations along a run")
+    parser.add_argument("--budget", type=float, default=120_000, help="forward equivalents of a run")
+    parser.add_argument("--evaluations", type=int, default=8, help="evaluations along a run")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1, help="torch threads of a run")
     options = parser.parse_args()
@@ -210,7 +220,8 @@ def main() -> None:
             with RAW.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(line) + "\n" for line in future.result())
     runs = read_runs()
-    command = f"python benchmarks/image_rl.py --seeds {options.seeds} --budget {options.budget:.0f} --jobs {options.jobs} --threads {options.threads}"
+    settings = f"--seeds {options.seeds} --budget {options.budget:.0f} --jobs {options.jobs} --threads {options.threads}"
+    command = f"python benchmarks/image_rl.py {settings}"
     text = f"`{command}`, mean ± std over {options.seeds} seeds; an update's cost is in forward equivalents.\n\n{table(runs)}\n"
     (RESULTS / "image_rl.md").write_text(text, encoding="utf-8")
     plot(runs, RESULTS / "image_rl.png")

@@ -16,6 +16,7 @@ import shutil
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,14 +24,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from flowrl.config import instantiate, load_config
+from flowrl.models import ModelSource
+from flowrl.rl import Reward
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
-    from flowrl.models import ImageModel, ModelSource
-    from flowrl.rl import Reward, RewardBatch
+    from flowrl.models import ImageModel
+    from flowrl.rl import RewardBatch
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -126,7 +129,10 @@ def main() -> None:
     runs = [measure(options.config, options.updates) for _ in range(options.repeats)]
     ratios = [run["update"] / sum(seconds for name, seconds in run.items() if name != "update") for run in runs]
     result = {
-        "command": f"python benchmarks/update_overhead.py --config {options.config} --updates {options.updates} --repeats {options.repeats}",
+        "command": "python benchmarks/update_overhead.py",
+        "config": options.config,
+        "updates": options.updates,
+        "repeats": options.repeats,
         "threads": options.threads,
         "load_average": os.getloadavg()[0],
         "ratio_median": statistics.median(ratios),
@@ -136,7 +142,7 @@ def main() -> None:
     }
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "update_overhead.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(result, indent=1))  # noqa: T201 - a script
+    print(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":
