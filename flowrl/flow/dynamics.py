@@ -51,13 +51,19 @@ def _prepare(velocity: Tensor, x_t: Tensor, t: Time, s: Time) -> tuple[Tensor, T
 
 
 def _langevin(velocity: Tensor, x_t: Tensor, t: Tensor, dt: Tensor, c: Tensor, std: Tensor) -> Transition:
-    """The Euler–Maruyama step of the SDE with drift coefficient ``c = g²/(2t)`` (Flow-GRPO, arXiv:2505.05470, Eq. 9)."""
+    """The Euler–Maruyama step of the SDE with drift coefficient ``c = g²/(2t)`` (Flow-GRPO, arXiv:2505.05470)."""
     return Transition(x_t + dt * velocity + dt * c * (x_t + (1 - t) * velocity), std)
 
 
-def _require_noise(noise_level: float) -> None:
-    if not noise_level > 0:  # "not >" also refuses NaN
-        raise ValueError(f"noise_level must be > 0, got {noise_level}; for noise-free sampling use flowrl.flow.ODE")
+@dataclass(frozen=True, kw_only=True)
+class _Stochastic:
+    """Dynamics with a noise level."""
+
+    noise_level: float
+
+    def __post_init__(self) -> None:
+        if not self.noise_level > 0:  # "not >" also refuses NaN
+            raise ValueError(f"noise_level must be > 0, got {self.noise_level}; for noise-free sampling use flowrl.flow.ODE")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +77,8 @@ class ODE:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlowSDE:
-    """The SDE of Flow-GRPO and G²RPO: ``g = noise_level·sqrt(t/(1 − t))`` (arXiv:2505.05470, Eq. 9; arXiv:2510.01982).
+class FlowSDE(_Stochastic):
+    """The SDE of Flow-GRPO and G²RPO: ``g = noise_level·sqrt(t/(1 − t))`` (arXiv:2505.05470; arXiv:2510.01982).
 
     At ``t = 1`` the denominator takes ``s`` in place of ``t``, as in the official code; the first step's std is then
     ``noise_level`` on any grid.
@@ -84,11 +90,6 @@ class FlowSDE:
         ValueError: If ``noise_level`` is not positive.
     """
 
-    noise_level: float
-
-    def __post_init__(self) -> None:
-        _require_noise(self.noise_level)
-
     def transition(self, velocity: Tensor, x_t: Tensor, t: Time, s: Time) -> Transition:
         """See :class:`Dynamics`."""
         velocity, x_t, t, s = _prepare(velocity, x_t, t, s)
@@ -99,8 +100,8 @@ class FlowSDE:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DanceSDE:
-    """The SDE of DanceGRPO, with constant diffusion ``g = noise_level`` (arXiv:2505.07818, Eq. 5).
+class DanceSDE(_Stochastic):
+    """The SDE of DanceGRPO, with constant diffusion ``g = noise_level`` (arXiv:2505.07818).
 
     Attributes:
         noise_level: > 0, dimensionless; the paper uses 0.3.
@@ -108,11 +109,6 @@ class DanceSDE:
     Raises:
         ValueError: If ``noise_level`` is not positive.
     """
-
-    noise_level: float
-
-    def __post_init__(self) -> None:
-        _require_noise(self.noise_level)
 
     def transition(self, velocity: Tensor, x_t: Tensor, t: Time, s: Time) -> Transition:
         """See :class:`Dynamics`."""
@@ -122,8 +118,8 @@ class DanceSDE:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CPS:
-    """Coefficients-preserving sampling (Flow-CPS, arXiv:2509.05952, Eq. 12): keeps the noise level of the path exactly.
+class CPS(_Stochastic):
+    """Coefficients-preserving sampling (Flow-CPS, arXiv:2509.05952): keeps the noise level of the path exactly.
 
     ``mean = (1 − s)·data + sqrt(s² − std²)·noise`` with ``std = s·sin(noise_level·π/2)``: part of the predicted noise is
     replaced by fresh noise. The step to ``s = 0`` is noise-free, so it cannot be trained.
@@ -135,10 +131,8 @@ class CPS:
         ValueError: If ``noise_level`` lies outside (0, 1].
     """
 
-    noise_level: float
-
     def __post_init__(self) -> None:
-        _require_noise(self.noise_level)
+        super().__post_init__()
         if self.noise_level > 1:
             raise ValueError(f"noise_level of CPS must be at most 1 (all noise is replaced), got {self.noise_level}")
 

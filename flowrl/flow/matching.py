@@ -18,7 +18,7 @@ __all__ = ["flow_matching_loss", "logit_normal_times"]
 
 
 def flow_matching_loss(field: VelocityField, data: Tensor, noise: Tensor, t: Time, condition: Condition) -> Tensor:
-    """Squared error of the velocity at a random point of the straight path (arXiv:2210.02747, Eq. 14; 2209.03003, Eq. 1).
+    """Squared error of the velocity at a random point of the straight path (arXiv:2210.02747, Eq. 9; 2209.03003, Eq. 1).
 
     Args:
         field: The field to train.
