@@ -41,13 +41,19 @@ def _prepare(velocity: Tensor, x_t: Tensor, t: Time, s: Time) -> tuple[Tensor, T
     """Check, cast to float32 at least, and broadcast the times."""
     if velocity.shape != x_t.shape:
         raise ValueError(f"velocity and state must have the same shape, got {tuple(velocity.shape)} and {tuple(x_t.shape)}")
-    if all(not isinstance(time, Tensor) or time.device.type == "cpu" for time in (t, s)):
-        early, late = torch.as_tensor(t), torch.as_tensor(s)
-        if not bool(((late >= 0) & (early <= 1)).all() and (late <= early).all()):
-            raise ValueError(f"times must satisfy 0 <= s <= t <= 1 (1 is noise, 0 is data), got t = {early.tolist()}, s = {late.tolist()}")
     dtype = float_dtype(velocity, x_t)
     x_t = x_t.to(dtype)
-    return velocity.to(dtype), x_t, expand_time(t, x_t).to(dtype), expand_time(s, x_t).to(dtype)
+    early, late = expand_time(t, x_t).to(dtype), expand_time(s, x_t).to(dtype)
+    if all(not isinstance(time, Tensor) or time.device.type == "cpu" for time in (t, s)):
+        _check_order(early, late, t, s)
+    return velocity.to(dtype), x_t, early, late
+
+
+def _check_order(early: Tensor, late: Tensor, t: Time, s: Time) -> None:
+    """Refuse times out of order; ``early`` and ``late`` are ``t`` and ``s`` with the state's axes, so that they meet row by row."""
+    if not bool(((late >= 0) & (early <= 1) & (late <= early)).all()):  # "not" also refuses NaN
+        given = f"t = {torch.as_tensor(t).tolist()}, s = {torch.as_tensor(s).tolist()}"
+        raise ValueError(f"times must satisfy 0 <= s <= t <= 1 (1 is noise, 0 is data), got {given}")
 
 
 def _langevin(velocity: Tensor, x_t: Tensor, t: Tensor, dt: Tensor, c: Tensor, std: Tensor) -> Transition:
@@ -62,8 +68,8 @@ class _Stochastic:
     noise_level: float
 
     def __post_init__(self) -> None:
-        if not self.noise_level > 0:  # "not >" also refuses NaN
-            raise ValueError(f"noise_level must be > 0, got {self.noise_level}; for noise-free sampling use flowrl.flow.ODE")
+        if not 0 < self.noise_level < math.inf:  # "not" also refuses NaN
+            raise ValueError(f"noise_level must be > 0 and finite, got {self.noise_level}; for noise-free sampling use flowrl.flow.ODE")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +93,7 @@ class FlowSDE(_Stochastic):
         noise_level: > 0, dimensionless; the papers use 0.7 (SD3) and 0.9 (FLUX).
 
     Raises:
-        ValueError: If ``noise_level`` is not positive.
+        ValueError: If ``noise_level`` is not positive and finite.
     """
 
     def transition(self, velocity: Tensor, x_t: Tensor, t: Time, s: Time) -> Transition:
@@ -107,7 +113,7 @@ class DanceSDE(_Stochastic):
         noise_level: > 0, dimensionless; the paper uses 0.3.
 
     Raises:
-        ValueError: If ``noise_level`` is not positive.
+        ValueError: If ``noise_level`` is not positive and finite.
     """
 
     def transition(self, velocity: Tensor, x_t: Tensor, t: Time, s: Time) -> Transition:

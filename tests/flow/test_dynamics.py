@@ -101,6 +101,17 @@ def test_tokens_at_times_of_their_own_step_as_if_alone(dynamics):
 
 
 @every_dynamics
+def test_times_of_different_shapes_meet_row_by_row(dynamics):
+    velocity, x_t = states(2, 2, 5)
+    tokens, rows = torch.tensor([[0.9, 0.5], [0.9, 0.9]]), torch.tensor([0.4, 0.8])  # token by token, 0.5 would meet 0.8
+    mixed = dynamics.transition(velocity, x_t, tokens, rows)
+    filled = dynamics.transition(velocity, x_t, tokens, rows[:, None].expand(2, 2))
+    torch.testing.assert_close(mixed.mean, filled.mean, rtol=0, atol=0)
+    with pytest.raises(ValueError, match="times must satisfy 0 <= s <= t <= 1"):
+        dynamics.transition(velocity, x_t, tokens.flip(0), rows)
+
+
+@every_dynamics
 @pytest.mark.parametrize("t", [1.0, 0.4, 0.0])
 def test_a_step_of_no_length_leaves_the_state_where_it_is(dynamics, t):
     velocity, x_t = states(2, 3)
@@ -119,9 +130,9 @@ def test_a_bfloat16_network_steps_in_float32(dynamics):
 
 
 @stochastic_class
-@pytest.mark.parametrize("level", [0.0, -1.0, float("nan")])
-def test_a_noise_level_that_is_not_positive_is_refused(kind, level):
-    with pytest.raises(ValueError, match=rf"noise_level must be > 0, got {level}; for noise-free sampling use flowrl\.flow\.ODE"):
+@pytest.mark.parametrize("level", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_noise_level_that_is_not_positive_and_finite_is_refused(kind, level):
+    with pytest.raises(ValueError, match=rf"noise_level must be > 0 and finite, got {level}; for noise-free"):
         kind(noise_level=level)
 
 
