@@ -27,6 +27,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from flowrl.train import RLTrainer
+
 RESULTS = Path(__file__).parent / "results"
 RAW = RESULTS / "image_rl.jsonl"
 CONFIG = "image/digits_g2rpo"
@@ -105,12 +107,27 @@ def train(name: str, seed: int, budget: float, evaluations: int, threads: int) -
 
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory(prefix="flowrl-") as folder:
-        probe = instantiate(_config(METHODS[name], seed, f"{folder}/probe", 1, 1) | {"evaluation": None})
-        probe.run()
-        updates = math.ceil(budget / cost(_lines(folder, "probe")[-1]))
+        plan = instantiate(_config(METHODS[name], seed, f"{folder}/run", 1, 1))
+        updates = updates_for(plan, budget)
         instantiate(_config(METHODS[name], seed, f"{folder}/run", updates, evaluations)).run()
         lines = _lines(folder, "run")
     return [{"method": name, "seed": seed, **line} for line in lines if line["kind"] == "eval"]
+
+
+def updates_for(trainer: RLTrainer, budget: float) -> int:
+    """How many updates spend a budget: dry draws from a field that is zero everywhere count what each costs."""
+    import torch
+
+    from flowrl.flow import Condition
+    from flowrl.shapes import seeded_generator
+
+    spent, update = 0.0, 0
+    while spent < budget:
+        sampler = trainer.sampler.for_update(update, trainer.seed)
+        drawn = sampler.sample(lambda x, _t, _c: 0 * x, torch.zeros(sampler.noise_rows(), 1), Condition(rows=1), seeded_generator(0))
+        spent += trainer.prompts_per_update * (drawn.network_evaluations + TRAINED_COST * len(drawn.parents))
+        update += 1
+    return update
 
 
 def _lines(folder: str, run: str) -> list[dict[str, Any]]:
