@@ -79,7 +79,7 @@ import json
 from flowrl.config import bundled_configs, load_config, validate
 print(json.dumps({name: validate(load_config(name)) for name in bundled_configs()}))
 """
-    expected = {name.removesuffix(".yaml"): [] for name in below("configs", "*.yaml")}
+    expected = {name.removesuffix(".yaml"): [] for name in below("configs", "*.yaml") if not name.startswith("accelerate/")}
     assert expected
     assert run(code) == expected
 

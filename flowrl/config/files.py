@@ -38,9 +38,13 @@ def asset_path(name: str) -> Path:
 
 
 def bundled_configs() -> list[str]:
-    """Return the names of the bundled configs, sorted, such as ``"image/digits_g2rpo"``; all folders, without ``.yaml``."""
+    """Return the names of the bundled configs, sorted, such as ``"image/digits_g2rpo"``; all folders, without ``.yaml``.
+
+    Those in ``configs/accelerate`` are accelerate's own and not among them.
+    """
     folder = _bundled("configs")
-    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+    names = (path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+    return sorted(name for name in names if not name.startswith("accelerate/"))
 
 
 def config_path(name: str | Path) -> Path:

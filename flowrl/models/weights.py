@@ -103,8 +103,16 @@ def save_full(module: Any, folder: Path, *, state: Mapping[str, Tensor] | None =
 
     with _writing(folder):
         module.save_config(folder)
+        _name_plain_class(module, folder / "config.json")
         pattern = WEIGHTS_FILE.replace(".", "{suffix}.")
         save_torch_state_dict(dict(state or module.state_dict()), folder, filename_pattern=pattern, max_shard_size="10GB")
+
+
+def _name_plain_class(module: nn.Module, config: Path) -> None:
+    """FSDP 2 puts a class of its own before the network's, which diffusers would look for."""
+    plain = next(kind for kind in type(module).__mro__ if not kind.__module__.startswith("torch.distributed"))
+    settings = json.loads(config.read_text(encoding="utf-8"))
+    config.write_text(json.dumps(settings | {"_class_name": plain.__name__}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def load_full(module: nn.Module, folder: Path) -> None:

@@ -17,7 +17,7 @@ from flowrl.errors import NonFiniteError, RatioGateError
 from flowrl.models import ImageModel
 from flowrl.rl import Objective
 from flowrl.train.ema import WeightAverage
-from flowrl.train.parallel import full_tensors, reshard
+from flowrl.train.parallel import full_tensor, reshard
 from flowrl.train.scoring import Scorer, Slopes
 from flowrl.train.settings import UpdateSettings
 
@@ -84,7 +84,7 @@ class Learner:
 
     def is_finite(self) -> bool:
         """Whether all trained weights are numbers; all processes must call it."""
-        return all(bool(full_tensors([parameter.isfinite().all()])[0]) for parameter in self.parameters)
+        return all(bool(full_tensor(parameter.isfinite().all())) for parameter in self.parameters)
 
     def rescore(self, experience: Experience) -> Tensor:
         """Log-probabilities of all children under the present training network, ``(row, step)``, without a graph."""
@@ -172,7 +172,7 @@ class Learner:
         """
         norms = [None if parameter.grad is None else parameter.grad.norm() for parameter in self.parameters]  # clipping spreads a NaN
         clipped = self.accelerator.clip_grad_norm_(self.parameters, self.settings.max_grad_norm)
-        norm = torch.zeros(()) if clipped is None else full_tensors([torch.as_tensor(clipped)])[0]
+        norm = torch.zeros(()) if clipped is None else full_tensor(torch.as_tensor(clipped))
         overflow_allowed = self.accelerator.scaler is not None  # float16: the scaler skips such a step
         bad = not bool(torch.stack(list(losses)).isfinite().all()) or not (overflow_allowed or bool(norm.isfinite()))
         if bool(self.accelerator.gather(torch.tensor([bad], device=self.accelerator.device)).any()):
@@ -185,7 +185,7 @@ class Learner:
             if not loss.isfinite():
                 return f"the loss of micro-batch {number} (noise levels {float(t.min()):.3f} to {float(t.max()):.3f}) is {float(loss)}"
         names = [name for name, parameter in self.model.module.named_parameters() if parameter.requires_grad]
-        bad = [name for name, value in zip(names, norms, strict=True) if value is not None and not full_tensors([value])[0].isfinite()]
+        bad = [name for name, value in zip(names, norms, strict=True) if value is not None and not full_tensor(value).isfinite()]
         where = f"; first in {bad[0]}, {len(bad)} of {len(names)} parameters" if bad else ""
         return f"the gradient norm is {float(norm)} although the losses are finite{where}"
 

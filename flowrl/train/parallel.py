@@ -15,7 +15,17 @@ if TYPE_CHECKING:
     from flowrl.rl import Objective
     from flowrl.train.trainer import RLTrainer
 
-__all__ = ["check_reference", "full_state", "full_tensors", "is_sharded", "reshard", "sharded_like", "start_accelerator"]
+__all__ = [
+    "check_reference",
+    "full_state",
+    "full_tensor",
+    "is_sharded",
+    "local_shard",
+    "reshard",
+    "shard_of",
+    "start_accelerator",
+    "unsharded",
+]
 
 _WHOLE_PARAMETERS = 2  # the highest ZeRO stage at which every process holds all parameters
 
@@ -59,30 +69,50 @@ def is_sharded(parameters: Iterable[Tensor]) -> bool:
 
 
 def full_state(module: nn.Module) -> dict[str, Tensor] | None:
-    """The complete state dict of a sharded module, on the CPU; None where the module's own is complete.
+    """The complete state dict, on the CPU, of a module that is sharded (FSDP 2) or lies in one buffer (DeepSpeed); None for any other.
 
     All processes must call it; where the module is sharded, only the first gets tensors.
     """
-    if not is_sharded(module.parameters()):
-        return None
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+    reshard(module)
+    if is_sharded(module.parameters()):
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-    return cast("dict[str, Tensor]", get_model_state_dict(module, options=StateDictOptions(full_state_dict=True, cpu_offload=True)))
+        return cast("dict[str, Tensor]", get_model_state_dict(module, options=StateDictOptions(full_state_dict=True, cpu_offload=True)))
+    if any(parameter.untyped_storage().nbytes() > parameter.nbytes for parameter in module.parameters()):
+        return {name: tensor.to("cpu", copy=True) for name, tensor in module.state_dict().items()}
+    return None
 
 
-def full_tensors(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """The tensors with all their shards; all processes must call it."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """A tensor with all its shards; all processes must call it."""
     from torch.distributed.tensor import DTensor
 
-    return [tensor.full_tensor() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def sharded_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """This process's shard of a whole tensor, where ``like`` is sharded; all processes must call it."""
+def local_shard(parameter: Tensor) -> Tensor:
+    """What this process holds of a parameter, in the same memory, without a graph."""
+    from torch.distributed.tensor import DTensor
+
+    parameter = parameter.detach()
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
+
+
+def unsharded(local: Tensor, like: Tensor) -> Tensor:
+    """The whole tensor of which each process holds a part, sharded like ``like``; all processes must call it."""
+    from torch.distributed.tensor import DTensor
+
+    if not isinstance(like, DTensor):
+        return local
+    return DTensor.from_local(local, like.device_mesh, like.placements, shape=like.shape, stride=like.stride()).full_tensor()
+
+
+def shard_of(tensor: Tensor, like: Tensor) -> Tensor:
+    """This process's part of a whole tensor, in memory of its own, sharded like ``like``; all processes must call it."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
-    tensor = tensor.to(like.device)
-    return distribute_tensor(tensor, like.device_mesh, like.placements) if isinstance(like, DTensor) else tensor
+    tensor = tensor.to(like.device, copy=True)
+    return distribute_tensor(tensor, like.device_mesh, like.placements).to_local() if isinstance(like, DTensor) else tensor
 
 
 def reshard(module: nn.Module) -> None:

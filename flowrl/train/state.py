@@ -108,4 +108,9 @@ def load_checkpoint(path: Path, learner: Learner, config: Mapping[str, Any]) -> 
         )
     if not is_sharded(learner.parameters):
         learner.model.load_weights(path / "weights")
-    learner.accelerator.load_state(str(path / "state"))
+    try:
+        learner.accelerator.load_state(str(path / "state"))
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"the state in {path} cannot be restored: {error}; was it written under another strategy (DDP, FSDP, DeepSpeed)?"
+        ) from error

@@ -74,7 +74,7 @@ def test_the_average_takes_in_every_optimiser_step_and_is_what_evaluation_sees(t
     update = UpdateSettings(epochs=2, minibatches=2)
     run = Run(trainer(tmp_path / "run", updates=3, update=update, ema_decay=0.5, evaluation=evaluation), resume=False)
     folder = run.loop().checkpoint
-    assert run.learner.average.state_dict()["optimization_step"] == 3 * 4
+    assert run.learner.average.state_dict()["steps"] == 3 * 4
     brightness = {}
     for kind in ("weights", "weights_ema"):
         model = ToyModel(LinearNet())
