@@ -61,6 +61,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         sys.stderr.write(f"flowrl: error: {error}\n")
         return WRONG_USE
+    except OSError as error:  # a full disk, a folder that cannot be made: the system's words seldom say what for
+        if args.traceback:
+            raise
+        sys.stderr.write(f"flowrl: error: {error}; flowrl --traceback {args.called} … shows where\n")
+        return WRONG_USE
     except KeyboardInterrupt:
         sys.stderr.write("flowrl: stopped\n")
         return STOPPED_BY_USER
@@ -77,7 +82,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
             name, help=summary.replace("%", "%%"), description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
         )
         module.add_arguments(command)
-        command.set_defaults(command=module)
+        command.set_defaults(command=module, called=name)
     args, rest = parser.parse_known_args(arguments)
     if "overrides" in args:  # argparse gives up on key=value after an option
         args.overrides += [text for text in rest if _is_override(text)]

@@ -95,6 +95,19 @@ def test_an_unexpected_error_keeps_its_traceback(monkeypatch):
         main(["report", "x"])
 
 
+@pytest.mark.parametrize("arguments", [["configs", "copy", "smoke/digits_g2rpo", "{file}/x.yaml"], ["report", "{run}"]])
+def test_what_the_system_refuses_is_one_message_that_says_how_to_see_more(arguments, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    (tmp_path / "run" / "report.html").mkdir(parents=True)  # where the page should go
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"kind": "train", "update": 0, "reward": 0.5}\n')
+    given = [text.format(file=tmp_path / "file", run=tmp_path / "run") for text in arguments]
+    assert main(given) == 2
+    error = capsys.readouterr().err
+    assert re.match(rf"flowrl: error: \[Errno \d+\] .*{tmp_path}.*; flowrl --traceback {arguments[0]} … shows where\n$", error)
+    with pytest.raises(OSError, match="Errno"):
+        main(["--traceback", *given])
+
+
 @pytest.mark.parametrize(
     "arguments", [["c", "a=1", "b.c=2", "--resume"], ["c", "--resume", "a=1", "b.c=2"], ["--resume", "c", "a=1", "b.c=2"]]
 )
