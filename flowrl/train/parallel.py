@@ -52,6 +52,8 @@ def start_accelerator(trainer: RLTrainer) -> Accelerator:
     )
     if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
         raise ConfigError("FSDP 1 flattens parameters, which LoRA and the weight average cannot use; set fsdp_version: 2 for accelerate")
+    if accelerator.is_fsdp2:  # else gradients of micro-batches would add up unsharded
+        accelerator.gradient_state.plugin_kwargs["sync_each_batch"] = True
     if (deepspeed := accelerator.state.deepspeed_plugin) is not None:
         if deepspeed.zero_stage > _WHOLE_PARAMETERS:
             raise ConfigError(f"ZeRO {deepspeed.zero_stage} shards parameters, which rollouts need whole; set zero_stage: 2, or use FSDP 2")

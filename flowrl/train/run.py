@@ -243,7 +243,7 @@ class Run:
 
     def _starting_point(self, *, resume: bool) -> Path | None:
         """The checkpoint to go on from; all processes look, and take what the main one found."""
-        if (self.trainer.folder / METRICS_FILE).exists() and not resume:
+        if not resume and ((self.trainer.folder / METRICS_FILE).exists() or self.checkpoints.all()):
             raise ConfigError(f"{self.trainer.folder} already holds a run; go on with --resume, or choose another run_dir")
         found: list[Path | None] = [self.checkpoints.latest() if resume else None]
         return broadcast_object_list(found)[0]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["CONFIG_FILE", "Counters", "keep_weights_out", "load_checkpoint", "save_checkpoint"]
 
 CONFIG_FILE = "config.yaml"
-# What may change between a run and its resumption without making it another run.
+# What may change between a run and its resumption without making it another run; more updates stretch the rest of a schedule.
 _FREE = ("run_dir", "updates", "evaluate_every", "evaluation", "checkpoint_every", "keep_checkpoints", "reward_batch", "trackers")
 _SHOWN = 5  # differences of configuration in a message
 

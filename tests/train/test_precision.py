@@ -56,6 +56,20 @@ def test_the_average_of_weights_by_hand(decay, last):
     assert found == pytest.approx([2.0, 2 / 11 * 2 + 9 / 11 * 4, last])
 
 
+def test_the_average_is_that_of_diffusers():
+    from diffusers.training_utils import EMAModel
+
+    weights = [torch.nn.Parameter(torch.zeros(3)), torch.nn.Parameter(torch.zeros(2, 2))]
+    ours, theirs = WeightAverage(weights, 0.7), EMAModel(weights, decay=0.7)
+    for _ in range(30):
+        for weight in weights:
+            weight.data.add_(torch.randn(weight.shape))
+        ours.step()
+        theirs.step(weights)
+    for mine, other in zip(ours.state_dict()["average"], theirs.shadow_params, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6)
+
+
 def test_an_average_goes_on_from_its_state():
     weight = torch.nn.Parameter(torch.ones(2))
     first, second = WeightAverage([weight], 0.9), WeightAverage([weight], 0.9)

@@ -152,9 +152,13 @@ def test_group_arithmetic_that_does_not_fit_says_what_would(groups, processes, f
 
 def test_a_folder_that_holds_a_run_is_refused_before_the_model_is_loaded(tmp_path):
     trainer(tmp_path / "run", updates=1).run()
-    with pytest.raises(ConfigError, match=r"run already holds a run; go on with --resume, or choose another run_dir"):
+    message = r"run already holds a run; go on with --resume, or choose another run_dir"
+    with pytest.raises(ConfigError, match=message):
         trainer(tmp_path / "run", model=ExplodingSource()).run()
     assert count_lines(tmp_path / "run") == 1
+    (tmp_path / "run" / "metrics.jsonl").unlink()  # a checkpoint alone is a run as well
+    with pytest.raises(ConfigError, match=message):
+        trainer(tmp_path / "run", model=ExplodingSource()).run()
 
 
 @pytest.mark.parametrize(("content", "message"), [(b" \n\n", "holds no prompt"), (b"caf\xe9\n", "is not UTF-8")], ids=["empty", "latin-1"])
@@ -198,10 +202,11 @@ def test_a_signal_stops_between_phases_with_a_checkpoint_and_the_resumed_run_is_
 
 
 def test_a_second_ctrl_c_interrupts_at_once_and_a_sigterm_after_the_first_does_not():
+    before = signal.getsignal(signal.SIGINT)
     with StopRequest() as stop:
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGTERM)
         assert stop.requested
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before

@@ -113,7 +113,7 @@ def test_sharded_training_with_an_average_and_a_resumption_gives_the_result_of_o
         "model": StableDiffusion3(path=str(pipeline_folder), max_sequence_length=0, lora=lora),
         "sampler": SingularStochasticSampler(grid=GRID, dynamics=DYNAMICS, group_size=4, sde_indices=(0, 1), strides=(1,)),
         "objective": PPOClip(kl_weight=0.1 if lora else 0.0),
-        "update": UpdateSettings(micro_batch=1, minibatches=2),
+        "update": UpdateSettings(micro_batch=1, epochs=2),
         "evaluation": Evaluation(prompts=("red", "blue"), sampler=ODESampler(grid=GRID), rewards=(Bright(),), images_per_prompt=2),
         "evaluate_every": 1,  # the average must act, and give way again, between updates
         "ema_decay": 0.9,
