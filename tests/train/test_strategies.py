@@ -20,14 +20,17 @@ from accelerate.state import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 from safetensors.torch import load_file
-from toys import DYNAMICS, GRID, Bright, ExplodingSource, fork_pair, lines, trainer
+from torch.distributed.fsdp import fully_shard
+from toys import DYNAMICS, GRID, SHAPE, Bright, ExplodingSource, LinearNet, ToyModel, fork, fork_pair, lines, trainer
 
 from flowrl.config import bundled_configs
 from flowrl.errors import CheckpointError, ConfigError
 from flowrl.models import LoRA, StableDiffusion3
 from flowrl.rl import PPOClip
 from flowrl.train import Evaluation, UpdateSettings
-from flowrl.train.parallel import full_state, start_accelerator
+from flowrl.train.ema import WeightAverage
+from flowrl.train.learner import Learner
+from flowrl.train.parallel import full_state, local_shard, reshard, start_accelerator
 from samplers import ODESampler, SingularStochasticSampler
 
 FOLDER = Path(__file__).parents[2] / "configs" / "accelerate"
@@ -140,6 +143,34 @@ def test_sharded_training_with_an_average_and_a_resumption_gives_the_result_of_o
         assert json.loads(path.read_text()) == json.loads((two / path.relative_to(one)).read_text())
     with pytest.raises(CheckpointError, match=r"cannot be restored: .*was it written under another strategy"):
         trainer(tmp_path / "two", updates=5, **fields).run(resume=True)
+
+
+def test_copies_that_a_forward_pass_has_gathered_never_hide_the_weights(tmp_path):
+    def work():
+        torch.distributed.init_process_group("gloo", rank=0, world_size=1, init_method=f"file://{tmp_path}/meeting")
+        model = ToyModel(fully_shard(LinearNet()))
+        parameters, x = model.trainable_parameters(), torch.ones(1, *SHAPE)
+        names = dict.fromkeys(("accelerator", "objective", "optimizer", "schedule", "settings"))
+        average = WeightAverage(parameters, 0.5)
+        learner = Learner(model=model, prepared=model.module, parameters=parameters, average=average, **names)
+
+        def velocity():
+            with torch.no_grad():
+                return model.field()(x, 0.5, model.encode(["0"]))
+
+        before = velocity()
+        for parameter in parameters:
+            local_shard(parameter).add_(1.0)
+        reshard(model.module)
+        moved = velocity()  # leaves the gathered weights behind
+        assert (moved - before).abs().max() > 1
+        with learner.released_weights():
+            assert torch.equal(velocity(), before)
+        assert torch.equal(velocity(), moved)
+        assert torch.equal(full_state(model.module)["time"], LinearNet().time.detach() + 1)
+
+    child = fork(work, tmp_path / "output")
+    assert child.wait() == 0, child.output.read_text()
 
 
 def test_what_cannot_be_sharded_is_refused_before_training(pipeline_folder, tmp_path):
