@@ -40,7 +40,7 @@ def test_a_good_config_shows_groups_and_cost(capsys):
         "4 of 12 per update",
         "on 2 processes       2 each",
         "on 8 processes       set prompts_per_update=8,",
-        "2,132 network evaluations, 480 pictures",  # 4 * 533, specs/g2rpo.md 2.3: T = 10, k = 0..4, G = 12, strides 1 and 2
+        "2,132 network evaluations, 480 pictures",  # 4 prompts: anchor 5, branches 12 * (12 + 10 + 9 + 7 + 6)
         "6,396 network evaluations in 3 updates",
         "memory",
         "LoRA",
