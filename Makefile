@@ -7,7 +7,7 @@ WORKERS ?= 2
 
 demo: .venv/installed
 	rm -rf runs/demo
-	$(BIN)/flowrl train configs/image/digits_g2rpo.yaml run_dir=runs/demo
+	OMP_NUM_THREADS=1 $(BIN)/flowrl train configs/image/digits_g2rpo.yaml run_dir=runs/demo
 
 test: .venv/installed-dev
 	$(BIN)/ruff check .
