@@ -225,6 +225,7 @@ def main() -> None:
     parser.add_argument("--evaluations", type=int, default=8, help="evaluations along a run")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1, help="torch threads of a run")
+    parser.add_argument("--note", default="", help="a sentence about the circumstances, written under the table")
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", str(options.threads))
     RESULTS.mkdir(exist_ok=True)
@@ -239,7 +240,8 @@ def main() -> None:
     runs = read_runs()
     settings = f"--seeds {options.seeds} --budget {options.budget:.0f} --jobs {options.jobs} --threads {options.threads}"
     command = f"python benchmarks/image_rl.py {settings}"
-    text = f"`{command}`, mean ± std over {options.seeds} seeds; an update's cost is in forward equivalents.\n\n{table(runs)}\n"
+    head = f"`{command}`, mean ± std over {options.seeds} seeds; an update's cost is in forward equivalents."
+    text = "\n\n".join(filter(None, (head, table(runs), options.note))) + "\n"
     (RESULTS / "image_rl.md").write_text(text, encoding="utf-8")
     plot(runs, RESULTS / "image_rl.png")
 
