@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from flowrl.errors import ConfigError
-from flowrl.flow import Sampler
+from flowrl.flow import ODE, Sampler
 from flowrl.models import ModelSource
 from flowrl.rl import AdvantageEstimator, Objective, PPOClip, PromptSampler, Reward
 from flowrl.train.evaluation import Evaluation
@@ -52,7 +52,7 @@ class RLTrainer:
         seed: Of prompts, noise and adapters' initial weights.
 
     Raises:
-        ConfigError: If a count is below 1.
+        ConfigError: If a count is below 1, the average's decay lies outside (0, 1) or the sampler draws without noise.
     """
 
     run_dir: str
@@ -84,6 +84,11 @@ class RLTrainer:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ConfigError(f"ema_decay must lie inside (0, 1), got {self.ema_decay}; null trains without an average")
+        if isinstance(self.sampler.dynamics, ODE):
+            raise ConfigError(
+                f"{type(self.sampler).__name__} draws without noise, which leaves no log-probability to train; "
+                "use a sampler with stochastic steps, such as samplers.SDESampler"
+            )
 
     @property
     def folder(self) -> Path:

@@ -7,6 +7,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
 from flowrl import __version__
 from flowrl.cli import train
@@ -93,6 +94,16 @@ def test_an_unexpected_error_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr(COMMANDS["report"], "run", broken)
     with pytest.raises(ZeroDivisionError):
         main(["report", "x"])
+
+
+@pytest.mark.parametrize("group_size", [1, 4])
+def test_a_noise_free_sampler_is_refused_for_training_before_the_model_is_loaded(group_size, tmp_path, capsys):
+    config = yaml.safe_load(config_path("smoke/digits_g2rpo").read_text(encoding="utf-8"))
+    config |= {"sampler": {**config["evaluation"]["sampler"], "group_size": group_size}, "run_dir": str(tmp_path / "run")}
+    (tmp_path / "noise_free.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    assert main(["train", str(tmp_path / "noise_free.yaml")]) == 2
+    assert "config: ODESampler draws without noise" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("arguments", [["configs", "copy", "smoke/digits_g2rpo", "{file}/x.yaml"], ["report", "{run}"]])
