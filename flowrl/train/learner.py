@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from flowrl.errors import NonFiniteError, RatioGateError
+from flowrl.errors import ConfigError, NonFiniteError, RatioGateError
 from flowrl.models import ImageModel
 from flowrl.rl import Objective
 from flowrl.train.ema import WeightAverage
@@ -117,16 +117,21 @@ class Learner:
             Metrics averaged over processes, optimiser steps and micro-batches (maxima for names ending in ``_max_dev``).
 
         Raises:
+            ConfigError: If there are more minibatches than states to train.
             NonFiniteError: If a loss or gradient is not finite; the weights are then those before that optimiser step (DeepSpeed
                 finds a gradient's fault only after it).
         """
+        by_time = experience.parents_by_time()
+        if len(by_time) < self.settings.minibatches:
+            raise ConfigError(
+                f"minibatches is {self.settings.minibatches}, but a rollout has only {len(by_time)} states to train per process"
+            )
         self.steps = 0
         collected: list[dict[str, float]] = []
         for _ in range(self.settings.epochs):
-            for parents in experience.parents_by_time().tensor_split(self.settings.minibatches):
-                if len(parents):
-                    collected.append(self._optimizer_step(experience, parents))
-                    self.steps += 1
+            for parents in by_time.tensor_split(self.settings.minibatches):
+                collected.append(self._optimizer_step(experience, parents))
+                self.steps += 1
         self.steps = 0
         size = self.accelerator.gather(experience.advantage.abs().mean()[None]).mean()
         return _merge(collected) | {"advantage_abs": float(size)}

@@ -14,7 +14,7 @@ import yaml
 from accelerate.utils import broadcast_object_list, gather_object
 from tqdm.auto import tqdm
 
-from flowrl.errors import ConfigError, NonFiniteError
+from flowrl.errors import CheckpointError, ConfigError, NonFiniteError
 from flowrl.models.quiet import quiet_libraries
 from flowrl.rl import UniformPrompts
 from flowrl.train.checkpoint import CheckpointFolder
@@ -24,7 +24,7 @@ from flowrl.train.evaluation_result import EvaluationResult, evaluation_folder
 from flowrl.train.experience import Experience
 from flowrl.train.grids import save_png
 from flowrl.train.learner import Learner
-from flowrl.train.metrics import METRICS_FILE, MetricsLog
+from flowrl.train.metrics import METRICS_FILE, MetricsLog, read_metrics
 from flowrl.train.parallel import check_reference, start_accelerator
 from flowrl.train.prompts import load_prompts
 from flowrl.train.rollout import Rollout, draw, require_finite, score
@@ -100,8 +100,9 @@ class Run:
                     _show(bar, self._one_update(stop))
                     if self.counters.update % self.trainer.checkpoint_every == 0:
                         self._save()
-            except (NonFiniteError, Stopped):
-                self._save_last_good_state()
+            except BaseException as error:
+                if self._can_save_after(error):
+                    self._save_last_good_state()
                 raise
         checkpoint = self._save()
         self._evaluate_if_due()
@@ -236,6 +237,13 @@ class Run:
             logger.warning("the weights are not finite any more and were not saved; the last good state is %s", self.checkpoints.latest())
         self.accelerator.end_training()
 
+    def _can_save_after(self, error: BaseException) -> bool:
+        """Whether all processes are here: a fault of one alone, such as a reward that raises, would leave it waiting for the others."""
+        if isinstance(error, NonFiniteError | Stopped):
+            return True
+        alone = self.accelerator.num_processes == 1 and isinstance(error, Exception)
+        return alone and self.counters.update > 0 and not isinstance(error, CheckpointError)
+
     def _stop_if(self, stop: StopRequest) -> None:
         flag = torch.tensor([stop.requested], device=self.accelerator.device)
         if bool(self.accelerator.gather(flag).any()):
@@ -246,7 +254,15 @@ class Run:
         if not resume and ((self.trainer.folder / METRICS_FILE).exists() or self.checkpoints.all()):
             raise ConfigError(f"{self.trainer.folder} already holds a run; go on with --resume, or choose another run_dir")
         found: list[Path | None] = [self.checkpoints.latest() if resume else None]
-        return broadcast_object_list(found)[0]
+        checkpoint = broadcast_object_list(found)[0]
+        metrics = self.trainer.folder / METRICS_FILE
+        done = 0 if checkpoint is not None or not metrics.exists() else sum(line["kind"] == "train" for line in read_metrics(metrics))
+        if done > self.trainer.checkpoint_every:
+            raise CheckpointError(
+                f"{metrics} shows {done} updates, but there is no checkpoint in {self.checkpoints.root}; put the checkpoints back, "
+                "or choose another run_dir to start again"
+            )
+        return checkpoint
 
     def _learner(self) -> Learner:
         """Load the model and prepare everything that moves."""

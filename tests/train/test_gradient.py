@@ -25,7 +25,7 @@ def table():
 
 
 def coefficients(step):
-    """a, b and std of the Flow-SDE step as specs/g2rpo.md prints them (section 1.3)."""
+    """a, b and std of the Flow-SDE step as the G²RPO paper (arXiv:2510.01982) and its code have them."""
     t, s = float(GRID.times()[step]), float(GRID.times()[step + 1])
     g2 = ETA**2 * t / (1 - (s if t == 1 else t))
     return 1 + g2 / (2 * t) * (s - t), (1 + g2 * (1 - t) / (2 * t)) * (s - t), math.sqrt(g2 * (t - s))

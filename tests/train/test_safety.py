@@ -1,6 +1,7 @@
 """What stops a run, what it says, and that nothing is lost: non-finite numbers, wrong settings, signals."""
 
 import math
+import shutil
 import signal
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,7 +10,7 @@ import pytest
 import torch
 from toys import Bright, ExplodingSource, ToyModel, assert_same_run, count_lines, fork, signal_self, trainer
 
-from flowrl.errors import ConfigError, NonFiniteError
+from flowrl.errors import CheckpointError, ConfigError, NonFiniteError
 from flowrl.rl import PPOClip
 from flowrl.train import Evaluation, UpdateSettings
 from flowrl.train.checkpoint import check_complete
@@ -68,6 +69,42 @@ def test_a_reward_that_is_no_number_is_named_and_the_state_before_it_is_saved(va
     Bright.event = at(-1, None)
     trainer(tmp_path / "run").run(resume=True)
     assert_same_run(whole, tmp_path / "run", 6)
+
+
+def test_a_reward_that_fails_loses_no_update(tmp_path, uninterrupted):
+    whole = uninterrupted()
+
+    def fail(calls):
+        if calls == 3:
+            raise OSError("the reward's server is gone")
+
+    Bright.event = staticmethod(fail)
+    with pytest.raises(OSError, match="server is gone"):
+        trainer(tmp_path / "run").run()
+    assert check_complete(tmp_path / "run" / "checkpoints" / "update_000003") == 3
+    Bright.event = at(-1, None)
+    trainer(tmp_path / "run").run(resume=True)
+    assert_same_run(whole, tmp_path / "run", 6)
+
+
+def test_a_failure_in_the_first_update_leaves_no_checkpoint_of_nothing(tmp_path):
+    Bright.event = staticmethod(lambda calls: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        trainer(tmp_path / "run").run()
+    assert not list((tmp_path / "run" / "checkpoints").glob("*"))
+
+
+def test_metrics_without_their_checkpoints_are_not_overwritten_by_a_resumed_run(tmp_path):
+    trainer(tmp_path / "run").run()
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    with pytest.raises(CheckpointError, match="shows 6 updates, but there is no checkpoint"):
+        trainer(tmp_path / "run").run(resume=True)
+    assert count_lines(tmp_path / "run") == 6
+
+
+def test_more_minibatches_than_states_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="minibatches is 99, but a rollout has only 32 states"):
+        trainer(tmp_path / "run", update=UpdateSettings(minibatches=99)).run()
 
 
 def test_a_loss_that_is_no_number_is_found_in_its_micro_batch_and_leaves_the_state_before_it(tmp_path, uninterrupted):
