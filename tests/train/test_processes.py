@@ -4,11 +4,13 @@ Tolerances, measured on this run of four updates with two optimiser steps of two
 weights 7e-6 of 0.17 (AdamW divides by small second moments). The bounds below are about ten times that.
 """
 
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -18,9 +20,10 @@ from toys import Bright, assert_same_run, count_lines, fork_pair, lines, sde, si
 
 from flowrl.cli.console import load_trainer
 from flowrl.models import LORA_FILE, StableDiffusion3
-from flowrl.rl import PPOClip
-from flowrl.train import AdamW
+from flowrl.rl import PPOClip, RewardBatch
+from flowrl.train import AdamW, Evaluation
 from flowrl.train.checkpoint import check_complete
+from samplers import ODESampler
 
 CONFIG = {
     "target": "flowrl.train.RLTrainer",
@@ -182,20 +185,40 @@ def test_a_signal_to_one_process_stops_both_with_one_checkpoint(tmp_path):
     assert_close_lines(lines(tmp_path / "one"), lines(tmp_path / "run"), 1e-5)
 
 
-@pytest.mark.parametrize("where", ["reward", "evaluation"])
-def test_a_number_that_is_none_in_one_process_stops_both(where, tmp_path):
-    from flowrl.train import Evaluation
-    from samplers import ODESampler
+@dataclass(frozen=True, kw_only=True)
+class OnlyThere(PPOClip):
+    """A loss that is no number in the second process."""
 
-    class OnlyHere(Bright):
-        def __call__(self, samples, prompts):
-            scores = super().__call__(samples, prompts)
-            return type(scores)({"bright": scores.parts["bright"] * (float("nan") if os.environ["RANK"] == "1" else 1.0)})
+    def __call__(self, log_ratio, advantage, mask, context=None):
+        loss, metrics = super().__call__(log_ratio, advantage, mask, context)
+        return loss * (math.nan if os.environ["RANK"] == "1" else 1.0), metrics
 
-    fields = {"reward": Bright() if where == "evaluation" else OnlyHere()}
-    if where == "evaluation":
-        fields["evaluation"] = Evaluation(prompts=("0", "1"), sampler=ODESampler(grid=sde().grid), rewards=(OnlyHere(),))
+
+@dataclass(frozen=True)
+class NoScoreThere(Bright):
+    """Likewise a score."""
+
+    def __call__(self, samples, prompts):
+        scores = super().__call__(samples, prompts).parts["bright"]
+        return RewardBatch({"bright": scores * (math.nan if os.environ["RANK"] == "1" else 1.0)})
+
+
+EVALUATION = Evaluation(prompts=("0", "1"), sampler=ODESampler(grid=sde().grid), rewards=(NoScoreThere(),))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"reward": NoScoreThere()}, "reward 'bright' is nan"),
+        ({"objective": OnlyThere()}, "optimiser step 0 of this update"),
+        ({"evaluation": EVALUATION}, "score 'bright' is nan"),
+    ],
+    ids=["reward", "loss", "evaluation"],
+)
+def test_a_number_that_is_none_in_one_process_stops_both(fields, message, tmp_path):
     pair = fork_pair(lambda: trainer(tmp_path / "run", **fields).run(), tmp_path)
     assert [child.wait() for child in pair] == [1, 1]
-    assert all("NonFiniteError: " in child.output.read_text() and "'bright' is nan" in child.output.read_text() for child in pair)
+    for child in pair:
+        assert "NonFiniteError: " in child.output.read_text()
+        assert message in child.output.read_text()
     assert check_complete(tmp_path / "run" / "checkpoints" / "update_000000") == 0
