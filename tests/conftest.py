@@ -9,6 +9,9 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
 )
 
+import logging
+from collections.abc import Iterator
+
 import hypothesis
 import pytest
 import torch
@@ -21,6 +24,16 @@ hypothesis.settings.load_profile("flowrl")
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _logger() -> Iterator[None]:
+    """The command line sets up flowrl's logger for its process; the next test finds it as it was."""
+    logger = logging.getLogger("flowrl")
+    before = logger.handlers, logger.propagate, logger.level
+    yield
+    logger.handlers, logger.propagate = before[:2]
+    logger.setLevel(before[2])
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
