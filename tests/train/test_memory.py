@@ -11,6 +11,7 @@ from toys import GRID, Bright, ToyModel, sde, trainer
 
 from flowrl.rl import PPOClip
 from flowrl.train import Evaluation, UpdateSettings
+from flowrl.train.learner import Learner
 from samplers import ODESampler
 
 
@@ -74,6 +75,13 @@ def test_final_states_die_before_the_update_and_the_trajectory_with_it(old_log_p
     finally:
         gc.enable()
     assert len(SpySampler.watched) == 3
+
+
+def test_the_memory_of_the_final_states_is_free_in_the_update(tmp_path, monkeypatch):
+    seen, update = [], Learner.update
+    monkeypatch.setattr(Learner, "update", lambda self, experience: (seen.append(experience), update(self, experience))[1])
+    trainer(tmp_path / "run", updates=1).run()
+    assert seen[0].trajectory.samples.untyped_storage().nbytes() == 0
 
 
 def test_rollouts_evaluations_and_the_gate_build_no_graph(tmp_path):

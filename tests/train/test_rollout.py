@@ -50,13 +50,19 @@ def test_a_groups_rollout_does_not_depend_on_which_others_are_drawn_with_it(samp
     assert (whole.samples[:4] - whole.samples[4:8]).abs().max() > 0.1
 
 
-def test_another_seed_update_or_slot_gives_other_noise():
-    model = ToyModel(LinearNet())
-    drawn = [
-        draw(model, model.field(), sde(), ["0"], slots=[slot], key=key).trajectory.samples
-        for slot, key in ((0, (0, 0)), (1, (0, 0)), (0, (1, 0)), (0, (0, 1)))
-    ]
-    assert all((one - other).abs().max() > 0.1 for i, one in enumerate(drawn) for other in drawn[:i])
+def test_another_seed_update_or_slot_gives_other_initial_states_and_other_steps():
+    model, drawn = ToyModel(LinearNet()), []
+
+    class Listener:
+        noise_rows = sde().noise_rows
+
+        def sample(self, field, noise, condition, generators):
+            drawn.append((noise, torch.randn(3, generator=generators[0])))
+
+    for slot, key in ((0, (0, 0)), (1, (0, 0)), (0, (1, 0)), (0, (0, 1))):
+        draw(model, model.field(), Listener(), ["0"], slots=[slot], key=key)
+    noise, steps = zip(*drawn, strict=True)
+    assert all((one - other).abs().max() > 0.1 for part in (noise, steps) for i, one in enumerate(part) for other in part[:i])
 
 
 @pytest.mark.parametrize("batch", [1, 5, 1000])
@@ -91,6 +97,7 @@ def test_a_prompt_sampler_hears_how_each_of_its_prompts_went(tmp_path):
             heard.append((indices, rewards))
 
     trainer(tmp_path / "run", reward=ByPrompt(), prompt_sampler=Listener(prompts_count=4, seed=1), updates=3).run()
+    assert len(heard) == 3
     for update, (indices, rewards) in enumerate(heard):
         assert indices == UniformPrompts(prompts_count=4, seed=1).draw(update, 2)
         assert rewards.shape == (2, 4)
