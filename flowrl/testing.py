@@ -18,7 +18,7 @@ from torch import Tensor
 
 from flowrl.errors import FlowrlError
 from flowrl.flow import Condition, evaluations_per_state
-from flowrl.rl import StepBatch
+from flowrl.rl import RewardBatch, StepBatch
 from flowrl.shapes import Time, expand_time, float_dtype, seeded_generator
 
 if TYPE_CHECKING:
@@ -117,6 +117,9 @@ def check_reward(reward: Reward, samples: Tensor, prompts: Sequence[str], *, tol
     usable = bool(weights) and all(map(math.isfinite, weights.values()))
     clauses.require(usable, f"weights are finite and there is one at least, got {weights}")
     scores = reward(samples, prompts)
+    if not isinstance(scores, RewardBatch):
+        wanted = f"flowrl.rl.RewardBatch({{'name': scores of shape ({rows},)}})"
+        raise ContractError(f"the reward returned a {type(scores).__name__}; return {wanted}")
     clauses.require(set(scores.parts) == set(weights), f"the parts {sorted(scores.parts)} have the names of the weights {sorted(weights)}")
     again, flipped = reward(samples, prompts), reward(samples.flip(0), list(prompts)[::-1])
     first = reward(samples[:1], list(prompts)[:1])

@@ -85,7 +85,10 @@ def test_a_number_that_plain_yaml_reads_as_text_becomes_a_float_where_one_is_wan
         ({"engine": 3}, "config.engine: Car expects Engine, got 3 (int); a component is written as a mapping with 'target:'"),
         ({"engine": {"target": "robot.parts.Motor", "power_w": -1.0}}, "config.engine: power_w must be > 0, got -1.0"),
         ({"engine": {"target": "robot.parts.Motor"}}, "config.engine: Motor needs 'power_w'"),
-        ({"target": "torch.nn.Linear"}, "config.target: 'torch.nn.Linear' is outside the packages flowrl, samplers, rewards, robot"),
+        (
+            {"target": "torch.nn.Linear"},
+            "config.target: 'torch.nn.Linear' is outside the packages flowrl, samplers, rewards, robot; a comp",
+        ),
         ({"target": "flowrl.flow.FlowSED"}, "config.target: flowrl.flow has no component 'FlowSED'; did you mean 'FlowSDE'?"),
         ({"target": "flowrl.flwo.FlowSDE"}, "config.target: flowrl has no module 'flwo'; did you mean 'flow'?"),
         ({"target": "robot.parts.make_car"}, "config.target: robot.parts.make_car is a function; a target names a class"),

@@ -16,11 +16,12 @@ def _blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", README.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
 
 
-def test_the_library_example_runs_and_gives_the_pictures_it_names(monkeypatch):
-    monkeypatch.chdir(README.parent)
+def test_the_library_examples_run_and_give_the_pictures_they_name(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     for block in _blocks("python"):
         exec(compile(block, str(README), "exec"), names)
+    assert (tmp_path / "runs" / "dark" / "checkpoints" / "update_000002").is_dir()
     assert names["pictures"].shape == (8, 3, 16, 16)
     assert names["trajectory"].network_evaluations == names["sampler"].evaluations()
     assert bool(((names["pictures"] >= 0) & (names["pictures"] <= 1)).all())

@@ -164,6 +164,19 @@ def test_check_reward_sees_a_reward_that_ignores_which_prompt_is_whose():
         check_reward(Shuffled(), PICTURES, PROMPTS)
 
 
+def test_check_reward_says_what_to_return_instead_of_a_dict():
+    class Bare:
+        @property
+        def weights(self):
+            return {"bright": 1.0}
+
+        def __call__(self, samples, prompts):
+            return {"bright": samples.mean((1, 2, 3))}
+
+    with pytest.raises(ContractError, match=r"returned a dict; return flowrl.rl.RewardBatch\(\{'name': scores of shape \(4,\)\}\)"):
+        check_reward(Bare(), PICTURES, PROMPTS)
+
+
 def test_check_reward_wants_one_prompt_a_sample():
     with pytest.raises(ValueError, match="two rows or more and one prompt a sample, got 4 and 3"):
         check_reward(GoodReward(), PICTURES, PROMPTS[:3])

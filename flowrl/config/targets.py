@@ -63,7 +63,10 @@ def find_target(name: object, place: str) -> type:
         raise ConfigError(f"{place}: must be a dotted name such as 'samplers.SDESampler', got {name!r}")
     root, *middle = name.split(".")
     if root not in ROOTS:
-        raise ConfigError(f"{place}: {name!r} is outside the packages {', '.join(ROOTS)}{close_match(root, ROOTS) if root else ''}")
+        raise ConfigError(
+            f"{place}: {name!r} is outside the packages {', '.join(ROOTS)}; a component of your own is put in from Python: "
+            "dataclasses.replace(flowrl.config.instantiate(flowrl.config.load_config(CONFIG)), reward=…).run()"
+        )
     module = _import(root, place)
     _refuse_foreign(module, root, place)
     for part in middle[:-1]:
