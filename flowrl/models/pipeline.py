@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["DiffusersModel", "NetworkField"]
 
 
-class DiffusersModel:
+class DiffusersModel(ABC):
     """An image model made from a diffusers pipeline; see :class:`ImageModel` for the contract.
 
     A subclass gives :meth:`encode_texts` and :meth:`predict`. It overrides :attr:`state_shape`, :attr:`tokens`, :meth:`pixels`
@@ -52,10 +53,11 @@ class DiffusersModel:
 
     # -- what an adapter gives -------------------------------------------------------------------------------------------
 
+    @abstractmethod
     def encode_texts(self, prompts: list[str]) -> Mapping[str, Tensor]:
         """Named embeddings, one row per text, all rows of one shape."""
-        raise NotImplementedError
 
+    @abstractmethod
     def predict(self, module: nn.Module, x_t: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
         """Call the network.
 
@@ -68,7 +70,6 @@ class DiffusersModel:
         Returns:
             ``noise − data``, the shape of ``x_t``, any dtype.
         """
-        raise NotImplementedError
 
     # -- usual pipelines -------------------------------------------------------------------------------------------------
 
