@@ -28,13 +28,14 @@ __all__ = [
 ]
 
 _WHOLE_PARAMETERS = 2  # the highest ZeRO stage at which every process holds all parameters
+_RESTORES_OPTIMIZERS = (1, 13)  # the first accelerate that does so under FSDP 2
 
 
 def start_accelerator(trainer: RLTrainer) -> Accelerator:
     """Join the processes, under whatever strategy accelerate was launched with, and check that it fits.
 
     Raises:
-        ConfigError: If the strategy is FSDP 1, or ZeRO 3, or cannot swap in the reference model.
+        ConfigError: If the strategy is FSDP 1 or ZeRO 3, or accelerate is too old for FSDP 2.
         MissingExtraError: If a tracker is not installed.
     """
     import torch
@@ -50,17 +51,35 @@ def start_accelerator(trainer: RLTrainer) -> Accelerator:
         project_config=ProjectConfiguration(project_dir=trainer.run_dir, logging_dir=str(trainer.folder / "tensorboard")),
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=trainer.find_unused_parameters)],
     )
-    if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
-        raise ConfigError("FSDP 1 flattens parameters, which LoRA and the weight average cannot use; set fsdp_version: 2 for accelerate")
-    if accelerator.is_fsdp2:  # else gradients of micro-batches would add up unsharded
-        accelerator.gradient_state.plugin_kwargs["sync_each_batch"] = True
-    if (deepspeed := accelerator.state.deepspeed_plugin) is not None:
-        if deepspeed.zero_stage > _WHOLE_PARAMETERS:
-            raise ConfigError(f"ZeRO {deepspeed.zero_stage} shards parameters, which rollouts need whole; set zero_stage: 2, or use FSDP 2")
-        # accelerate would take the first from a data loader, and the second from its own file.
-        deepspeed.deepspeed_config["train_micro_batch_size_per_gpu"] = trainer.update.micro_batch
-        deepspeed.deepspeed_config["gradient_clipping"] = trainer.update.max_grad_norm
+    if accelerator.distributed_type == DistributedType.FSDP:
+        _settle_fsdp(accelerator)
+    elif accelerator.distributed_type == DistributedType.DEEPSPEED:
+        _settle_deepspeed(accelerator, trainer)
     return accelerator
+
+
+def _settle_fsdp(accelerator: Accelerator) -> None:
+    import accelerate
+
+    if not accelerator.is_fsdp2:
+        raise ConfigError(
+            "FSDP 1 flattens parameters, which LoRA and the weight average cannot use; set fsdp_version: 2 in accelerate's file"
+        )
+    if tuple(int(part) for part in accelerate.__version__.split(".")[:2]) < _RESTORES_OPTIMIZERS:
+        raise ConfigError(
+            f"accelerate {accelerate.__version__} does not restore optimisers under FSDP 2; install a newer one: "
+            "pip install 'accelerate>=1.13'"
+        )
+    accelerator.gradient_state.plugin_kwargs["sync_each_batch"] = True  # else gradients of micro-batches add up unsharded
+
+
+def _settle_deepspeed(accelerator: Accelerator, trainer: RLTrainer) -> None:
+    plugin = accelerator.state.deepspeed_plugin
+    if plugin.zero_stage > _WHOLE_PARAMETERS:
+        raise ConfigError(f"ZeRO {plugin.zero_stage} shards parameters, which rollouts need whole; set zero_stage: 2, or use FSDP 2")
+    # accelerate would take the first from a data loader, and the second from its own file.
+    plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = trainer.update.micro_batch
+    plugin.deepspeed_config["gradient_clipping"] = trainer.update.max_grad_norm
 
 
 def is_sharded(parameters: Iterable[Tensor]) -> bool:

@@ -67,7 +67,9 @@ def workplace(tmp_path_factory, pipeline_folder):
 
 
 def command(launcher, folder, *arguments):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true", "PYTHONUNBUFFERED": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+    if not torch.cuda.is_available():  # as a user on a CPU has it
+        environment.pop("ACCELERATE_USE_CPU", None)
     environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     line = [sys.executable, *launcher, "-m", "flowrl.cli.train", "config.yaml", *arguments]
     return subprocess.Popen(line, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
