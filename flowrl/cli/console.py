@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,9 +34,18 @@ def show(table: Table) -> None:
     Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH).print(table)
 
 
+class _AboveBars(logging.StreamHandler[TextIO]):
+    """Writes each message on a line of its own, above any progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        tqdm.write(self.format(record), file=self.stream)
+
+
 def show_progress_messages() -> None:
     """Let flowrl's own log messages through to standard error; of several processes, the others only warn."""
-    handler = logging.StreamHandler()
+    handler = _AboveBars()
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("flowrl")
     logger.handlers, logger.propagate = [handler], False
