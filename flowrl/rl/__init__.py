@@ -1,10 +1,10 @@
 """What is optimised: rewards become advantages, advantages and log-ratios become a loss; and which prompts come next."""
 
 from flowrl.rl.advantages import AdvantageEstimator, GroupAdvantage, MultiGranularityAdvantage, group_advantage
-from flowrl.rl.objectives import OBJECTIVES, Objective, PolicyGradient, PPOClip, StepBatch, register_objective
+from flowrl.rl.objectives import OBJECTIVES, Objective, PolicyGradient, PPOClip, StepBatch, needs_reference, register_objective
 from flowrl.rl.prompts import PromptSampler, UniformPrompts
 from flowrl.rl.registry import Registry
-from flowrl.rl.reward import Reward, RewardBatch
+from flowrl.rl.reward import Reward, RewardBatch, part_weights
 
 __all__ = [
     "OBJECTIVES",
@@ -21,5 +21,7 @@ __all__ = [
     "StepBatch",
     "UniformPrompts",
     "group_advantage",
+    "needs_reference",
+    "part_weights",
     "register_objective",
 ]

@@ -13,7 +13,7 @@ from flowrl.errors import close_match
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["Reward", "RewardBatch"]
+__all__ = ["Reward", "RewardBatch", "part_weights"]
 
 
 @dataclass(frozen=True)
@@ -80,3 +80,8 @@ class Reward(Protocol):
             The parts, with exactly the names of ``weights``. A row's score depends on that row only.
         """
         ...
+
+
+def part_weights(reward: Reward) -> torch.Tensor:
+    """Return a reward's weights as numbers, (part,) float32 on the CPU, in the order of the parts."""
+    return torch.tensor([float(weight) for weight in reward.weights.values()])

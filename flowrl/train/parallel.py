@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, cast
 
 from flowrl.errors import ConfigError, require
+from flowrl.rl import needs_reference
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -151,6 +152,6 @@ def check_reference(accelerator: Accelerator, module: nn.Module, objective: Obje
     Raises:
         ConfigError: If all weights are trained under FSDP 2 with ``kl_weight`` > 0.
     """
-    swaps = getattr(objective, "kl_weight", 0.0) > 0 and all(parameter.requires_grad for parameter in module.parameters())
+    swaps = needs_reference(objective) and all(parameter.requires_grad for parameter in module.parameters())
     if swaps and accelerator.is_fsdp2:
         raise ConfigError("a KL to the reference model cannot swap all weights of a sharded network; train a LoRA, or set kl_weight to 0")

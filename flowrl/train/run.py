@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from flowrl.errors import CheckpointError, ConfigError, NonFiniteError
 from flowrl.models.quiet import quiet_libraries
-from flowrl.rl import UniformPrompts
+from flowrl.rl import UniformPrompts, part_weights
 from flowrl.train.checkpoint import CheckpointFolder
 from flowrl.train.describe import describe
 from flowrl.train.ema import WeightAverage
@@ -151,8 +151,7 @@ class Run:
         """Advantages over the whole update, then this process's rows of them."""
         group_size, trajectory = self.trainer.sampler.group_size, rollout.trajectory
         groups = torch.arange(self.trainer.prompts_per_update).repeat_interleave(group_size)
-        weights = torch.tensor([float(weight) for weight in self.trainer.reward.weights.values()])
-        advantage = self.trainer.advantage(rewards, groups, weights)
+        advantage = self.trainer.advantage(rewards, groups, part_weights(self.trainer.reward))
         first = self.accelerator.process_index * self.groups * group_size
         mine = advantage[first : first + self.groups * group_size].to(trajectory.log_prob)
         return Experience(
@@ -171,8 +170,7 @@ class Run:
         return self.learner.update(experience)
 
     def _weighted(self, rewards: Tensor) -> Tensor:
-        weights = torch.tensor([float(weight) for weight in self.trainer.reward.weights.values()])
-        return (rewards.mean((1, 2)) * weights).sum(-1).reshape(self.trainer.prompts_per_update, -1)
+        return (rewards.mean((1, 2)) * part_weights(self.trainer.reward)).sum(-1).reshape(self.trainer.prompts_per_update, -1)
 
     def _count(self, experience: Experience, rewards: Tensor, seconds: float) -> None:
         processes = self.accelerator.num_processes

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from flowrl.models import ImageModel
-from flowrl.rl import Objective, StepBatch
+from flowrl.rl import Objective, StepBatch, needs_reference
 from flowrl.train.experience import Children, Experience, transition_at
 
 __all__ = ["Scorer", "Slopes"]
@@ -89,7 +89,7 @@ class Scorer:
         """Log-ratio and, where the objective asks for it, KL to the reference; ``(child,)`` each."""
         kernel = transition_at(self.model.field(self.trained), experience, parents)
         log_ratio = experience.log_prob(kernel, children) - experience.trajectory.log_prob[children.row, children.step]
-        if not getattr(self.objective, "kl_weight", 0.0) > 0:
+        if not needs_reference(self.objective):
             return log_ratio, None
         with torch.no_grad(), self.model.reference():
             reference = transition_at(self.model.field(self.bare), experience, parents)

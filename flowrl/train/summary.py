@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
+from flowrl.rl import part_weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,8 +34,7 @@ def train_line(
         ``reward_spread/step_j`` is the standard deviation within a group, averaged over groups and granularities, of the weighted
         reward of the pictures that branched at the j-th stochastic step (one entry where all steps share a picture).
     """
-    weights = torch.tensor([float(weight) for weight in reward.weights.values()])
-    weighted = (rewards * weights).sum(-1)  # (row, view, granularity)
+    weighted = (rewards * part_weights(reward)).sum(-1)  # (row, view, granularity)
     spread = weighted.reshape(groups, -1, *weighted.shape[1:]).std(1).mean((0, 2))  # (view,)
     return {
         "kind": "train",

@@ -1,6 +1,16 @@
 """Objectives: one family a file, all of them in `OBJECTIVES`."""
 
-from flowrl.rl.objectives.base import OBJECTIVES, KeptSteps, Objective, Stateless, StepBatch, register_objective
+from flowrl.rl.objectives.base import OBJECTIVES, KeptSteps, Objective, Stateless, StepBatch, needs_reference, register_objective
 from flowrl.rl.objectives.ppo import PolicyGradient, PPOClip
 
-__all__ = ["OBJECTIVES", "KeptSteps", "Objective", "PPOClip", "PolicyGradient", "Stateless", "StepBatch", "register_objective"]
+__all__ = [
+    "OBJECTIVES",
+    "KeptSteps",
+    "Objective",
+    "PPOClip",
+    "PolicyGradient",
+    "Stateless",
+    "StepBatch",
+    "needs_reference",
+    "register_objective",
+]

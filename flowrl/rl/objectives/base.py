@@ -14,7 +14,7 @@ from flowrl.shapes import float_dtype
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["OBJECTIVES", "KeptSteps", "Objective", "Stateless", "StepBatch", "register_objective"]
+__all__ = ["OBJECTIVES", "KeptSteps", "Objective", "Stateless", "StepBatch", "needs_reference", "register_objective"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +96,11 @@ class Objective(Protocol):
 _AXES = ("batch", "step")
 OBJECTIVES: Registry[Callable[..., Objective]] = Registry("objective")
 register_objective = OBJECTIVES.register
+
+
+def needs_reference(objective: Objective) -> bool:
+    """Whether an objective reads ``context.kl_reference``: those that do have a ``kl_weight``, which turns it on."""
+    return bool(getattr(objective, "kl_weight", 0.0) > 0)
 
 
 class Stateless:
