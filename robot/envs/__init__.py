@@ -1,0 +1,7 @@
+"""Environments as configs describe them; a simulator is imported when an environment is made."""
+
+from robot.envs.base import EnvSource, Expert, Frame
+from robot.envs.metaworld import METAWORLD_TASKS, MetaWorld
+from robot.envs.wrappers import NoisySensors
+
+__all__ = ["METAWORLD_TASKS", "EnvSource", "Expert", "Frame", "MetaWorld", "NoisySensors"]
