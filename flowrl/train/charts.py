@@ -22,6 +22,7 @@ class Line:
         x: Positions, ascending.
         y: Values, finite.
         ci95: Half-widths of a band around ``y``; empty for none.
+        band: Its lower and upper edge at every point instead, where it does not lie evenly around ``y``.
         markers: Whether to mark every point; for curves of a few measurements.
         smooth: Whether a long curve is drawn faint under its moving mean.
         colour: Number of the page's colour.
@@ -31,9 +32,16 @@ class Line:
     x: Sequence[float]
     y: Sequence[float]
     ci95: Sequence[float] = ()
+    band: Sequence[tuple[float, float]] = ()
     markers: bool = False
     smooth: bool = True
     colour: int = 0
+
+    @property
+    def edges(self) -> list[tuple[float, float]]:
+        """Lower and upper edge at every point; ``y`` itself where there is no band."""
+        bands = self.ci95 or [0.0] * len(self.y)
+        return list(self.band) or [(y - half, y + half) for y, half in zip(self.y, bands, strict=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,19 +121,17 @@ def smoothed(values: Sequence[float]) -> tuple[list[float], int]:
 def _drawable(line: Line, log: bool) -> Line:  # noqa: FBT001
     stride = -(-len(line.x) // MOST_POINTS) or 1
     last = len(line.x) - 1
-    bands = line.ci95 or [0.0] * len(line.x)
     points = [
-        (x, y, band)
-        for i, (x, y, band) in enumerate(zip(line.x, line.y, bands, strict=True))
+        (x, y, edges)
+        for i, (x, y, edges) in enumerate(zip(line.x, line.y, line.edges, strict=True))
         if (i % stride == 0 or i == last) and math.isfinite(y) and (y > 0 or not log)
     ]
-    x, y, band = zip(*points, strict=True) if points else ((), (), ())
-    return replace(line, x=x, y=y, ci95=band if line.ci95 else ())
+    x, y, edges = zip(*points, strict=True) if points else ((), (), ())
+    return replace(line, x=x, y=y, ci95=(), band=edges if line.ci95 or line.band else ())
 
 
 def _extent(line: Line) -> list[float]:
-    bands = line.ci95 or [0.0] * len(line.y)
-    return [edge for y, band in zip(line.y, bands, strict=True) for edge in (y - band, y + band)]
+    return [edge for edges in line.edges for edge in edges]
 
 
 def _axis(values: Sequence[float], start: float, end: float, *, log: bool = False, whole: bool = False) -> Axis:
@@ -175,10 +181,10 @@ def _frame(x_axis: Axis | None, y_axis: Axis, x_label: str) -> str:
 def _curve(line: Line, x_axis: Axis, y_axis: Axis) -> str:
     smooth = line.smooth and len(line.x) >= SMOOTH_FROM and not line.markers
     drawn = ""
-    if line.ci95:
-        bands = list(zip(line.x, line.y, line.ci95, strict=True))
-        upper = [(x, y + band) for x, y, band in bands]
-        lower = [(x, y - band) for x, y, band in reversed(bands)]
+    if line.band:
+        bands = list(zip(line.x, line.band, strict=True))
+        upper = [(x, high) for x, (_, high) in bands]
+        lower = [(x, low) for x, (low, _) in reversed(bands)]
         drawn += f'<polygon class="band c{line.colour}" points="{_points(upper + lower, x_axis, y_axis)}"/>'
     points = list(zip(line.x, line.y, strict=True))
     drawn += f'<polyline class="line c{line.colour}{" raw" if smooth else ""}" points="{_points(points, x_axis, y_axis)}"/>'
@@ -198,7 +204,7 @@ def _hover(lines: Sequence[Line], x_axis: Axis) -> str:
     """One invisible column per position; its title is the browser's own tooltip."""
     texts: dict[float, list[str]] = {}
     for line in lines:
-        bands = [f" ± {figure(band)}" for band in line.ci95] or [""] * len(line.x)
+        bands = [_spread(y, low, high) for y, (low, high) in zip(line.y, line.band, strict=bool(line.band))] or [""] * len(line.x)
         for x, y, band in zip(line.x, line.y, bands, strict=True):
             texts.setdefault(x, []).append(f"{line.name} {figure(y)}{band}")
     pixels: Callable[[float], float] = x_axis
@@ -209,6 +215,12 @@ def _hover(lines: Sequence[Line], x_axis: Axis) -> str:
         f"<title>{figure(x)}: {escape(', '.join(texts[x]))}</title></rect>"
         for x in places
     )
+
+
+def _spread(y: float, low: float, high: float) -> str:
+    """`` ± 0.1``, or both edges where they do not lie evenly around ``y``."""
+    even = math.isclose(y - low, high - y, rel_tol=1e-9)
+    return f" ± {figure(y - low)}" if even else f" ({figure(low)} to {figure(high)})"
 
 
 def _legend(colours: dict[str, int]) -> str:

@@ -63,3 +63,11 @@ def test_bars_are_as_tall_as_their_values():
 
 def test_names_are_escaped():
     assert "<b>" not in line_chart([Line(name="<b>", x=[0, 1], y=[0.0, 1.0]), Line(name="c", x=[0], y=[0.5])], x_label="<b>")
+
+
+def test_a_band_may_lie_unevenly_around_its_curve():
+    drawn = line_chart([Line(name="success", x=[0, 50, 100], y=[0, 50, 100], band=[(0, 20), (30, 70), (80, 100)])], x_label="weight, %")
+    assert "<title>50: success 50 ± 20</title>" in drawn
+    assert "<title>100: success 100 (80 to 100)</title>" in drawn
+    even = line_chart([Line(name="success", x=[0, 50], y=[10, 60], band=[(5, 15), (55, 65)])], x_label="weight, %")
+    assert even == line_chart([Line(name="success", x=[0, 50], y=[10, 60], ci95=[5, 5])], x_label="weight, %")
