@@ -2,6 +2,7 @@
 
 from robot.envs.base import EnvSource, Expert, Frame
 from robot.envs.metaworld import METAWORLD_TASKS, MetaWorld
+from robot.envs.toy import Toy, toy_success_rate
 from robot.envs.wrappers import NoisySensors
 
-__all__ = ["METAWORLD_TASKS", "EnvSource", "Expert", "Frame", "MetaWorld", "NoisySensors"]
+__all__ = ["METAWORLD_TASKS", "EnvSource", "Expert", "Frame", "MetaWorld", "NoisySensors", "Toy", "toy_success_rate"]

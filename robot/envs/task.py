@@ -30,12 +30,14 @@ class Outcome:
         reward: Of this step.
         success: Whether the task is solved now.
         info: Anything else worth knowing.
+        over: Whether the task has ended by itself, solved or not.
     """
 
     frame: Frame
     reward: float
     success: bool
     info: Mapping[str, Any] = field(default_factory=dict)
+    over: bool = False
 
 
 class Simulation(Protocol):
@@ -115,7 +117,7 @@ class TaskEnv(gymnasium.Env[Any, Any]):
         low, high = self.simulation.bounds
         outcome = self.simulation.step(np.clip(action, low, high))
         self._steps += 1
-        terminated = outcome.success and self._stop_on_success
+        terminated = outcome.over or (outcome.success and self._stop_on_success)
         truncated = self._steps >= self._max_steps and not terminated
         return outcome.frame, outcome.reward, terminated, truncated, {**outcome.info, "success": outcome.success}
 
