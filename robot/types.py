@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol, Self
+from typing import Literal, Protocol, Self, TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from flowrl.shapes import RandomSource
+
+if TYPE_CHECKING:
+    from flowrl.shapes import RandomSource
 
 __all__ = ["ActionChunk", "ActionSpec", "Observation", "Policy", "Rotation"]
 
@@ -76,7 +78,9 @@ class Observation:
     def __getitem__(self, rows: slice | Tensor | Sequence[int]) -> Observation:
         """The given rows of every sensor."""
         index = rows if isinstance(rows, slice) else torch.as_tensor(rows, dtype=torch.long)
-        return Observation({name: value[index if isinstance(index, slice) else index.to(value.device)] for name, value in self.values.items()})
+        return Observation(
+            {name: value[index if isinstance(index, slice) else index.to(value.device)] for name, value in self.values.items()}
+        )
 
     @property
     def history(self) -> int:

@@ -17,7 +17,7 @@ from torch import Tensor
 from flowrl.flow import ODE
 from flowrl.shapes import expand_time
 
-__all__ = ["DPMSolverPP2M", "Euler", "Evaluate", "Heun", "Memory", "Solver", "select_rows"]
+__all__ = ["DPMSolverPP2M", "Euler", "Evaluate", "Heun", "Memory", "Solver", "extrapolated_data", "select_rows"]
 
 Memory: TypeAlias = tuple[Tensor, ...]
 """What a multistep solver remembers, each ``(row, ...)``; ``()`` before the first step."""
@@ -91,14 +91,26 @@ class DPMSolverPP2M:
     def step(self, velocity: Tensor, x_t: Tensor, t: Tensor, s: Tensor, memory: Memory, evaluate: Evaluate) -> tuple[Tensor, Memory]:
         """See :class:`Solver`."""
         del evaluate
-        time = expand_time(t, x_t)
-        data = x_t - time * velocity
-        kept = expand_time(s, x_t) / time
-        target = data
-        if memory:
-            previous, previous_t = memory
-            target = data + expand_time(_extrapolation(previous_t, t, s), x_t) * (data - previous)
-        return kept * x_t + (1 - kept) * target, (data, t)
+        target, memory = extrapolated_data(velocity, x_t, t, s, memory)
+        kept = expand_time(s, x_t) / expand_time(t, x_t)
+        return kept * x_t + (1 - kept) * target, memory
+
+
+def extrapolated_data(velocity: Tensor, x_t: Tensor, t: Tensor, s: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
+    """The data that a second-order step from ``t`` to ``s`` aims at; the ``D`` of :class:`DPMSolverPP2M`, also right under noise.
+
+    Args:
+        velocity: At ``(x_t, t)``, ``(row, *state)``.
+        x_t: ``(row, *state)``.
+        t: ``(row,)``.
+        s: ``(row,)``, below ``t``.
+        memory: What the previous step returned; ``()`` at the first.
+    """
+    data = x_t - expand_time(t, x_t) * velocity
+    if not memory:
+        return data, (data, t)
+    previous, previous_t = memory
+    return data + expand_time(_extrapolation(previous_t, t, s), x_t) * (data - previous), (data, t)
 
 
 def _extrapolation(previous_t: Tensor, t: Tensor, s: Tensor) -> Tensor:

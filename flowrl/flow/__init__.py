@@ -1,7 +1,7 @@
 """What a flow is: paths, fields, transitions, dynamics, trajectories. One legend: t = 1 is noise, t = 0 is data."""
 
 from flowrl.flow.condition import Condition
-from flowrl.flow.dynamics import CPS, ODE, DanceSDE, Dynamics, FlowSDE
+from flowrl.flow.dynamics import CPS, ODE, Ancestral, DanceSDE, Dynamics, FlowSDE, kept_noise
 from flowrl.flow.field import ClassifierFreeGuidance, DiffusionField, VelocityField, evaluations_per_state
 from flowrl.flow.matching import flow_matching_loss, logit_normal_times
 from flowrl.flow.path import PREDICTIONS, AffinePath, Endpoints, PathSample, RectifiedFlow, VariancePreserving
@@ -14,6 +14,7 @@ __all__ = [
     "ODE",
     "PREDICTIONS",
     "AffinePath",
+    "Ancestral",
     "ClassifierFreeGuidance",
     "Condition",
     "DanceSDE",
@@ -32,6 +33,7 @@ __all__ = [
     "dynamic_shift",
     "evaluations_per_state",
     "flow_matching_loss",
+    "kept_noise",
     "logit_normal_times",
     "shift_time",
     "shifted_times",

@@ -16,7 +16,7 @@ from torch import Tensor
 from flowrl.flow.transition import Transition
 from flowrl.shapes import Time, expand_time, float_dtype
 
-__all__ = ["CPS", "ODE", "DanceSDE", "Dynamics", "FlowSDE"]
+__all__ = ["CPS", "ODE", "Ancestral", "DanceSDE", "Dynamics", "FlowSDE", "kept_noise"]
 
 
 class Dynamics(Protocol):
@@ -145,8 +145,50 @@ class CPS(_Stochastic):
     def transition(self, velocity: Tensor, x_t: Tensor, t: Time, s: Time) -> Transition:
         """See :class:`Dynamics`."""
         velocity, x_t, t, s = _prepare(velocity, x_t, t, s)
-        data, noise = x_t - t * velocity, x_t + (1 - t) * velocity
-        angle = self.noise_level * math.pi / 2
-        moved = Transition((1 - s) * data + s * math.cos(angle) * noise, s * math.sin(angle))
-        stays = t == s
-        return Transition(torch.where(stays, x_t, moved.mean), torch.where(stays, torch.zeros_like(s), moved.std))
+        return _replace_noise(velocity, x_t, t, s, s * math.sin(self.noise_level * math.pi / 2))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ancestral(_Stochastic):
+    """The sampler of DDPM at ``noise_level = 1``, of DDIM with ``eta = noise_level`` below it (arXiv:2010.02502, Eq. 16).
+
+    ``mean = (1 − s)·data + sqrt(s² − std²)·noise`` with ``std = noise_level·s·sqrt(1 − q²)`` and ``q = s·(1 − t)/(t·(1 − s))``: the
+    noise that a step injects vanishes with its length, so that at ``noise_level = 1`` fine grids give the reverse SDE. The step to
+    ``s = 0`` is noise-free, so it cannot be trained.
+
+    Attributes:
+        noise_level: In (0, 1], dimensionless.
+
+    Raises:
+        ValueError: If ``noise_level`` lies outside (0, 1].
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.noise_level > 1:
+            raise ValueError(f"noise_level of Ancestral must be at most 1 (DDPM), got {self.noise_level}")
+
+    def transition(self, velocity: Tensor, x_t: Tensor, t: Time, s: Time) -> Transition:
+        """See :class:`Dynamics`."""
+        velocity, x_t, t, s = _prepare(velocity, x_t, t, s)
+        return _replace_noise(velocity, x_t, t, s, self.noise_level * s * (1 - kept_noise(t, s) ** 2).clamp_min(0).sqrt())
+
+
+def kept_noise(t: Tensor, s: Tensor) -> Tensor:
+    """``q = s·(1 − t)/(t·(1 − s))``, the ratio of the two noise-to-signal ratios of a step, in [0, 1]; 1 where ``s == t``.
+
+    Args:
+        t: Noise levels now.
+        s: Noise levels to go to, at most ``t``.
+    """
+    stays = s >= t
+    q = s * (1 - t) / (torch.where(stays, torch.ones_like(t), t) * torch.where(stays, torch.ones_like(s), 1 - s))
+    return torch.where(stays, torch.ones_like(q), q)
+
+
+def _replace_noise(velocity: Tensor, x_t: Tensor, t: Tensor, s: Tensor, std: Tensor) -> Transition:
+    """Keep the path's coefficients: of the predicted noise, ``std`` is fresh. Where ``s == t`` the state stays."""
+    data, noise = x_t - t * velocity, x_t + (1 - t) * velocity
+    stays = t == s
+    mean = torch.where(stays, x_t, (1 - s) * data + (s**2 - std**2).clamp_min(0).sqrt() * noise)
+    return Transition(mean, torch.where(stays, torch.zeros_like(std), std))

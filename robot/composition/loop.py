@@ -1,0 +1,194 @@
+"""The denoising loop of a composition, bound to one observation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from flowrl.shapes import RandomSource, Time, randn
+from robot.composition.frame import common_frame, data_bounds
+from robot.composition.grid import composition_times
+from robot.composition.guidance import GuidanceInput
+from robot.composition.operators import OPERATORS, FeynmanKac, Operator, Step
+from robot.composition.panel import Panel, seat
+from robot.composition.rows import device_of, take_rows
+from robot.composition.sampling import SamplerName, dynamics_of
+from robot.composition.weights import WeightTable, checked_rows, is_zero
+
+if TYPE_CHECKING:
+    from flowrl.flow import Dynamics
+    from robot.composition.composer import Composer
+
+__all__ = ["BoundComposition", "Composed", "Loop"]
+
+_PARTICLES = 16  # of the Feynman-Kac corrector, for each row of an observation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Composed:
+    """A drawn chunk and what was seen on the way.
+
+    Attributes:
+        actions: ``(batch, horizon, dof)``, physical units.
+        disagreement: ``(batch,)``, nats: ``½∫Σ w_i‖s_i − s‖²·g²``, 0 where all members agree; rises where one is lost.
+        latency_s: Seconds spent in each member's network.
+        evaluations: Rows that each member's network was asked about, summed over the steps.
+    """
+
+    actions: Tensor
+    disagreement: Tensor
+    latency_s: Mapping[str, float]
+    evaluations: Mapping[str, int]
+
+
+class Loop:
+    """Members with weight, seated, bound to an observation."""
+
+    def __init__(
+        self, composer: Composer, shape: tuple[int, int, int], condition: Any, weights: Tensor | None = None, *, encode: bool = True
+    ) -> None:
+        """Choose who takes part and encode the observation, once.
+
+        Args:
+            composer: The composition.
+            shape: ``(batch, horizon, dof)``.
+            condition: The observation.
+            weights: ``(batch, member)`` for weights that differ between rows.
+            encode: Whether members' encoders run; not where only places and weights are of interest.
+        """
+        if len(shape) != 3 or min(shape) < 1:  # noqa: PLR2004 - (batch, horizon, dof)
+            raise ValueError(f"a chunk has shape (batch, horizon, dof), each at least 1, got {tuple(shape)}")
+        self.composer, (self.batch, self.horizon, self.dof) = composer, shape
+        rows = None if weights is None else checked_rows(weights, self.batch, len(composer.members))
+        used = [k for k, share in enumerate(composer.shares) if not (is_zero(share) if rows is None else is_zero(rows[:, k]))]
+        self.members = [composer.members[k] for k in used]
+        self._shares = [composer.shares[k] for k in used]
+        self.frame = common_frame(self.members, self.dof)
+        extra = [term.member for term in composer.guidance if term.member is not None]
+        seats = seat([*self.members, *extra], self.frame, self.horizon)
+        self.seats = seats[: len(self.members)]
+        self.dims = self.dof + sum(place.member.private_dims for place in seats)
+        self._particles = _PARTICLES if composer.operator == "fkc" and condition is not None else 1
+        per_row = None if rows is None else rows[:, used].repeat_interleave(self._particles, 0)
+        self._table = WeightTable.build(self.seats, (self.horizon, self.dims, self.dof), per_row)
+        self._constant = None if any(callable(share) for share in self._shares) and per_row is None else self._table.at(1.0, self._shares)
+        self._bounds = None if composer.clip is None else data_bounds(self.members, self.frame, composer.clip)
+        self.device = device_of(condition)
+        if encode:
+            self._conditions = [place.member.encode(condition) if place.member.encode else condition for place in seats]
+            self._asked = [_asked(per_row, k) for k in range(len(self.members))] + [None] * len(extra)
+            self._seats_all = seats
+            self.panel = self.panel_of(None)
+
+    def panel_of(self, rows: Tensor | None) -> Panel:
+        """The members bound to the observation, or to some rows of it, each row repeated for its particles."""
+        chosen = torch.arange(self.batch).repeat_interleave(self._particles) if rows is None else rows
+        same = rows is None and self._particles == 1
+        return Panel(self._seats_all, [c if same else take_rows(c, chosen) for c in self._conditions], self._asked)
+
+    def weights_at(self, t: float) -> Tensor:
+        """``(member, batch or 1, horizon, dims)`` at one noise level."""
+        return self._table.at(t, self._shares) if self._constant is None else self._constant
+
+    @torch.no_grad()
+    def run(self, steps: int, sampler: SamplerName | Dynamics | None, generator: RandomSource) -> Composed:
+        """Draw a chunk for every row."""
+        operator = self._operator()
+        dynamics = dynamics_of(sampler, needs_noise=operator.needs_noise)
+        times = composition_times(self._seats_all, steps)
+        device = self.device or (generator.device if isinstance(generator, torch.Generator) else torch.device("cpu"))
+        rows = self.batch * self._particles
+        # N(0, I) in the coordinates of a variance-preserving path at the first noise level; a pure flow starts at 1, where the factor is 1.
+        x = randn((rows, self.horizon, self.dims), generator, device=device) * (times[0] ** 2 + (1 - times[0]) ** 2) ** 0.5
+        disagreement = x.new_zeros(rows)
+        for number, (t, s) in enumerate(pairwise(times)):
+            step = self.step(self.panel, x, (t, s), number, dynamics, generator)
+            disagreement += step.disagreement()
+            x = operator.step(step)
+        x = operator.finish(x, generator)[:: self._particles]
+        self.panel.check_finite()
+        return self._composed(x, disagreement.reshape(self.batch, -1).mean(1))
+
+    def step(self, panel: Panel, x: Tensor, times: tuple[float, float], number: int, dynamics: Dynamics, generator: RandomSource) -> Step:
+        """Ask every member about a state."""
+        t, s = times
+        velocities = panel.velocities(x, t, number)
+        own, extra = velocities[: len(self.members)], velocities[len(self.members) :]
+        weights = self.weights_at(t).to(x)
+        if not bool((weights > 0).all()):
+            own = torch.where(weights > 0, own, (weights * own).sum(0, keepdim=True))
+        return Step(own, weights, x, t, s, lambda v: self._refined(v, x, t, extra), dynamics, generator, self.dof)
+
+    def _refined(self, velocity: Tensor, x: Tensor, t: float, extra: Tensor) -> Tensor:
+        """Guidance, then clipping."""
+        others = iter(extra)
+        for term in self.composer.guidance:
+            seen = None if term.member is None else next(others)
+            velocity = term(velocity, GuidanceInput(x, t, self.frame, seen))
+        if self._bounds is None:
+            return velocity
+        low, high = (bound.to(x) for bound in self._bounds)
+        data = x - t * velocity
+        clipped = torch.cat([data[..., : self.dof].clamp(low, high), data[..., self.dof :]], -1)
+        return torch.where(clipped == data, velocity, (x - clipped) / t)
+
+    def _operator(self) -> Operator:
+        if self.composer.operator == "fkc":
+            return FeynmanKac(particles=self._particles if self._particles > 1 else None)
+        return OPERATORS[self.composer.operator]()
+
+    def _composed(self, x: Tensor, disagreement: Tensor) -> Composed:
+        panel = self.panel
+        labels = [place.member.label for place in self._seats_all]
+        names = [label if labels.count(label) == 1 else f"{label} {index + 1}" for index, label in enumerate(labels)]
+        return Composed(
+            actions=self.frame.unnormalise(x[..., : self.dof]),
+            disagreement=disagreement,
+            latency_s=dict(zip(names, panel.seconds, strict=True)),
+            evaluations=dict(zip(names, panel.evaluations, strict=True)),
+        )
+
+
+class BoundComposition:
+    """A convex composition about one observation as a :class:`flowrl.flow.VelocityField`, in the common normaliser's units."""
+
+    def __init__(self, loop: Loop) -> None:
+        """Wrap a loop, whose encoders have run."""
+        self._loop = loop
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations per state."""
+        return len(self._loop.members)
+
+    @property
+    def frame(self) -> Any:
+        """The common normaliser, ``(dof,)``: ``raw = offset + scale·x``."""
+        return self._loop.frame
+
+    def __call__(self, x_t: Tensor, t: Time, condition: Any = None) -> Tensor:
+        """The velocity at ``(batch, horizon, dof)``; ``t`` is ``()`` or ``(batch,)``. The observation is the bound one."""
+        del condition
+        times = torch.as_tensor(t, dtype=torch.float64).expand(len(x_t)) if torch.as_tensor(t).ndim == 0 else torch.as_tensor(t)
+        result = torch.empty_like(x_t)
+        for time in times.unique().tolist():
+            rows = (times == time).nonzero()[:, 0].cpu()
+            panel = self._loop.panel if len(rows) == len(x_t) else self._loop.panel_of(rows)
+            result[rows] = self._velocity(panel, x_t[rows], time)
+        return result
+
+    def _velocity(self, panel: Panel, x: Tensor, t: float) -> Tensor:
+        step = self._loop.step(panel, x, (t, 0.0), 0, dynamics_of("ode", needs_noise=False), None)
+        return step.refine(step.mean_velocity())
+
+
+def _asked(per_row: Tensor | None, member: int) -> Tensor | None:
+    """Rows in which a member has weight; None for all."""
+    if per_row is None or bool((per_row[:, member] > 0).all()):
+        return None
+    return (per_row[:, member] > 0).nonzero()[:, 0]

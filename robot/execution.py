@@ -1,0 +1,145 @@
+"""Receding-horizon execution: a policy of chunks becomes a policy of steps, for many environments at once."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flowrl.errors import NonFiniteError
+from flowrl.shapes import seeded_generator
+from robot.types import Observation
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from robot.envs.base import Frame
+    from robot.types import ActionChunk, Policy
+
+__all__ = ["ChunkExecutor"]
+
+_PICTURE_AXES = 3
+
+
+@dataclass
+class _Row:
+    """One episode under way."""
+
+    seed: int
+    weights: tuple[float, ...] | None
+    frames: deque[dict[str, NDArray[Any]]]
+    queue: deque[NDArray[np.float32]] = field(default_factory=deque)
+    chunks: int = 0
+    latency_s: dict[str, float] = field(default_factory=dict)
+    disagreement: list[float] = field(default_factory=list)
+
+
+class ChunkExecutor:
+    """Keeps each row's latest frames and its queue of actions; rows whose queue is empty share one call of the policy.
+
+    The noise of a chunk depends on the seed, the episode's seed and the chunk's number alone: not on weights, neighbours or the number of
+    rows, so that episodes can be compared pair by pair and repeated one by one.
+    """
+
+    def __init__(self, policy: Policy, *, seed: int = 0, device: torch.device | str = "cpu") -> None:
+        """Wrap a policy.
+
+        Args:
+            policy: What to ask.
+            seed: Of the policy's noise.
+            device: Where the policy lives.
+        """
+        self.policy = policy
+        self._seed = seed
+        self._device = device
+        self._rows: dict[int, _Row] = {}
+
+    def start(self, row: int, *, seed: int, weights: Sequence[float] | None = None) -> None:
+        """Begin an episode in a row: its past is forgotten.
+
+        Args:
+            row: Any number that names it.
+            seed: Of the episode.
+            weights: Of a composition, for this row alone.
+        """
+        frames: deque[dict[str, NDArray[Any]]] = deque(maxlen=self.policy.history)
+        self._rows[row] = _Row(seed, None if weights is None else tuple(weights), frames)
+
+    def actions(self, frames: Mapping[int, Frame]) -> dict[int, NDArray[np.float32]]:
+        """The next action of every row that shows a frame.
+
+        Args:
+            frames: By row, what its environment shows now; every control step must be shown, also between chunks.
+
+        Returns:
+            By row, ``(dof,)``, physical units.
+
+        Raises:
+            ValueError: If a sensor is missing.
+            NonFiniteError: If the policy gives an action that is not finite.
+        """
+        for row, frame in frames.items():
+            self._see(self._rows[row], frame)
+        hungry = [row for row in frames if not self._rows[row].queue]
+        # Rows with weights of their own and rows without cannot share a call.
+        for group in ([r for r in hungry if self._rows[r].weights is None], [r for r in hungry if self._rows[r].weights is not None]):
+            if group:
+                self._refill(group)
+        return {row: self._rows[row].queue.popleft() for row in frames}
+
+    def summary(self, row: int) -> dict[str, Any]:
+        """What the episode in a row has cost so far: ``chunks``, ``latency_s`` per chunk by member, mean ``disagreement`` (nats) or None."""
+        state = self._rows[row]
+        return {
+            "chunks": state.chunks,
+            "latency_s": {name: seconds / max(1, state.chunks) for name, seconds in state.latency_s.items()},
+            "disagreement": sum(state.disagreement) / len(state.disagreement) if state.disagreement else None,
+        }
+
+    def _see(self, state: _Row, frame: Frame) -> None:
+        if missing := [name for name in self.policy.sensors if name not in frame]:
+            raise ValueError(f"the environment shows no {', '.join(missing)}, which the policy needs; it shows {', '.join(sorted(frame))}")
+        seen = {name: np.asarray(frame[name]) for name in self.policy.sensors}
+        state.frames.extend([seen] * (self.policy.history if not state.frames else 1))
+
+    def _refill(self, rows: Sequence[int]) -> None:
+        """One call of the policy for all these rows."""
+        states = [self._rows[row] for row in rows]
+        generators = [seeded_generator(self._seed, state.seed, state.chunks) for state in states]
+        observation = self._observation(states)
+        if states[0].weights is None:
+            chunk = self.policy.act(observation, generators)
+        else:
+            weights = torch.tensor([state.weights for state in states])
+            chunk = self.policy.act(observation, generators, weights=weights)  # type: ignore[call-arg]
+        actions = chunk.to_execute(self.policy.execute).float().cpu()
+        if not bool(torch.isfinite(actions).all()):
+            raise NonFiniteError(f"the policy {getattr(self.policy, 'name', '')} gave an action that is not finite; check its checkpoint")
+        for index, state in enumerate(states):
+            state.queue.extend(actions[index].numpy())
+            _count(state, chunk, index, share=1 / len(states))
+
+    def _observation(self, states: Sequence[_Row]) -> Observation:
+        values = {}
+        for name in self.policy.sensors:
+            values[name] = _tensor(np.stack([np.stack([frame[name] for frame in state.frames]) for state in states])).to(self._device)
+        return Observation(values)
+
+
+def _tensor(stacked: NDArray[Any]) -> Tensor:
+    """``(batch, history, ...)``; pictures become ``(batch, history, channel, height, width)`` in [0, 1]."""
+    if stacked.dtype == np.uint8 and stacked.ndim == _PICTURE_AXES + 2:
+        return torch.from_numpy(stacked).permute(0, 1, 4, 2, 3).float() / 255
+    return torch.from_numpy(np.ascontiguousarray(stacked, dtype=np.float32))
+
+
+def _count(state: _Row, chunk: ActionChunk, index: int, *, share: float) -> None:
+    state.chunks += 1
+    for name, seconds in chunk.latency_s.items():
+        state.latency_s[name] = state.latency_s.get(name, 0.0) + seconds * share
+    if chunk.disagreement is not None:
+        state.disagreement.append(float(chunk.disagreement[index]))

@@ -1,0 +1,343 @@
+"""Policies that draw action chunks from a flow: one network, or several composed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import Tensor, nn
+
+from robot.composition import Composer, Guidance, Member, Sampling
+from robot.normalise import NormStats
+from robot.types import ActionChunk, ActionSpec, Observation, Policy
+
+if TYPE_CHECKING:
+    from flowrl.flow import AffinePath
+    from flowrl.shapes import RandomSource
+    from collections.abc import Callable
+    from robot.composition import Composed
+
+__all__ = ["ComposablePolicy", "Composition", "FlowPolicy", "GPCPolicy", "MemberConfig", "NetworkProcess", "PolicySource"]
+
+
+class ComposablePolicy(Policy, Protocol):
+    """A policy with a Gaussian path: it can act alone or be a member of a composition."""
+
+    @property
+    def name(self) -> str:
+        """For tables and messages."""
+        ...
+
+    @property
+    def horizon(self) -> int:
+        """Steps of its chunk."""
+        ...
+
+    @property
+    def first(self) -> int:
+        """Index of the present control step in its chunk; entries before it lie in the past."""
+        ...
+
+    @property
+    def sampling(self) -> Sampling:
+        """How it draws chunks when it acts alone."""
+        ...
+
+    def member(self, weight: float = 1.0) -> Member:
+        """This policy as a member whose condition is an :class:`robot.types.Observation`."""
+        ...
+
+
+class PolicySource(Protocol):
+    """A policy as a config describes it."""
+
+    def load(self, device: str = "cpu") -> Policy:
+        """The policy, ready to act."""
+        ...
+
+
+class NetworkProcess(Protocol):
+    """What a network was trained to predict, and how it is called; :mod:`robot.learning.process` has the kinds."""
+
+    @property
+    def path(self) -> AffinePath:
+        """The path it was trained on."""
+        ...
+
+    @property
+    def kind(self) -> str:
+        """What its predictor predicts, one of :data:`flowrl.flow.PREDICTIONS`."""
+        ...
+
+    def predictor(self, network: nn.Module) -> Callable[[Tensor, Tensor, Any], Tensor]:
+        """``(x, own time, features) -> prediction`` in the conventions of ``path`` and ``kind``."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FlowPolicy:
+    """Observation → features → flow → chunk: a diffusion or a flow policy.
+
+    Attributes:
+        encoder: Observation to features ``(batch, feature)``; has ``sensors`` and ``history``.
+        network: ``(x (batch, horizon, dof), time (batch,) in [0, 1000], features) -> prediction``.
+        process: What the network predicts.
+        stats: Normaliser of the actions.
+        action: What the actions mean.
+        horizon: Steps of a chunk.
+        execute: Actions executed before the next chunk is drawn.
+        first: Index of the present control step in the chunk.
+        sampling: How chunks are drawn.
+        name: For tables and messages.
+
+    Raises:
+        ValueError: If the chunk is shorter than what is to be executed of it.
+    """
+
+    encoder: nn.Module
+    network: nn.Module
+    process: NetworkProcess
+    stats: NormStats
+    action: ActionSpec
+    horizon: int
+    execute: int
+    first: int = 0
+    sampling: Sampling = Sampling()  # noqa: RUF009 - frozen
+    name: str = "policy"
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.first < self.horizon and 1 <= self.execute <= self.horizon - self.first):
+            given = f"horizon={self.horizon}, first={self.first}, execute={self.execute}"
+            raise ValueError(f"a policy needs 0 <= first < horizon and 1 <= execute <= horizon − first, got {given}")
+
+    @property
+    def sensors(self) -> tuple[str, ...]:
+        """Names of the sensors that its encoder reads."""
+        return tuple(self.encoder.sensors)  # type: ignore[arg-type]
+
+    @property
+    def history(self) -> int:
+        """Frames of every sensor that its encoder reads."""
+        return int(self.encoder.history)  # type: ignore[arg-type]
+
+    def encode(self, observation: Observation) -> Tensor:
+        """Features of its own sensors and frames, ``(batch, feature)``."""
+        return self.encoder(observation.only(self.sensors, self.history))
+
+    def member(self, weight: float = 1.0) -> Member:
+        """See :class:`ComposablePolicy`."""
+        return Member(
+            predict=self.process.predictor(self.network),
+            kind=self.process.kind,
+            path=self.process.path,
+            weight=weight,
+            offset=self.stats.offset,
+            scale=self.stats.scale,
+            encode=self.encode,
+            name=self.name,
+            action=self.action,
+            horizon=self.horizon,
+        )
+
+    def act(self, observation: Observation, generator: RandomSource = None) -> ActionChunk:
+        """See :class:`robot.types.Policy`."""
+        return act_alone(self, observation, generator)
+
+
+def act_alone(policy: ComposablePolicy, observation: Observation, generator: RandomSource = None) -> ActionChunk:
+    """Draw a chunk from one policy: a composition of one.
+
+    Args:
+        policy: Any composable policy.
+        observation: At least its sensors and history.
+        generator: Source of the noise.
+    """
+    settings = policy.sampling
+    drawn = Composer([policy.member()], clip=settings.clip).compose(
+        (len(observation), policy.horizon, policy.action.dof),
+        steps=settings.steps,
+        sampler=settings.sampler,
+        generator=generator,
+        condition=observation,
+    )
+    return ActionChunk(values=drawn.actions, spec=policy.action, first=policy.first, latency_s=drawn.latency_s)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GPCPolicy:
+    """Several policies composed at test time (arXiv:2510.01068); it acts like any other policy.
+
+    Chunks are aligned at the present control step, so members may differ in horizon, in history and in how far into the past their chunks
+    reach. Actions are matched by name: a member may lack some of the dimensions that another has.
+
+    Attributes:
+        policies: Members.
+        weights: One for each; >= 0, sum to one.
+        operator: See :class:`robot.composition.Composer`.
+        sampling: How chunks are drawn; None takes the first policy's, with the most steps of any.
+        execute: Actions of a chunk to execute; None takes the fewest of any member with weight.
+        every: For each policy, ask it at every so many denoising steps only; empty asks all at each.
+        guidance: Terms on the composed velocity.
+
+    Raises:
+        ValueError: If the policies cannot be composed, or a number is missing.
+    """
+
+    policies: tuple[ComposablePolicy, ...]
+    weights: tuple[float, ...]
+    operator: str = "convex"
+    sampling: Sampling | None = None
+    execute_steps: int | None = None
+    every: tuple[int, ...] = ()
+    guidance: tuple[Guidance, ...] = ()
+
+    def __post_init__(self) -> None:
+        count = len(self.policies)
+        if not count or len(self.weights) != count or len(self.every) not in (0, count):
+            raise ValueError(
+                f"a composition needs a weight for each of its policies (and every, if given, too), got {count} policies, "
+                f"{len(self.weights)} weights and {len(self.every)} numbers of every"
+            )
+        if self.sampling is None:
+            most = max(policy.sampling.steps for policy in self.policies)
+            object.__setattr__(self, "sampling", replace(self.policies[0].sampling, steps=most))
+        composer = self.composer  # refuses what cannot be composed
+        object.__setattr__(self, "_composer", composer)
+        if not 1 <= self.execute <= self.horizon - self.first:
+            raise ValueError(f"execute_steps must lie in 1 … {self.horizon - self.first}, got {self.execute}")
+
+    @property
+    def name(self) -> str:
+        """Names and weights of the members."""
+        return " + ".join(f"{weight:g} {policy.name}" for weight, policy in zip(self.weights, self.policies, strict=True))
+
+    @property
+    def action(self) -> ActionSpec:
+        """The action of the member that has all dimensions."""
+        widest = max(self.policies, key=lambda policy: policy.action.dof).action
+        for policy in self.policies:
+            if unknown := [name for name in policy.action.names if name not in widest.names]:
+                raise ValueError(
+                    f"{policy.name} has the action dimensions {unknown}, which no common policy has ({list(widest.names)}); "
+                    "only equal actions can be composed: rename or convert them in its adapter"
+                )
+        return widest
+
+    @property
+    def sensors(self) -> tuple[str, ...]:
+        """Sensors that any member reads."""
+        return tuple(dict.fromkeys(name for policy in self.policies for name in policy.sensors))
+
+    @property
+    def history(self) -> int:
+        """The most frames that any member reads."""
+        return max(policy.history for policy in self.policies)
+
+    @property
+    def first(self) -> int:
+        """Index of the present control step in the composed chunk."""
+        return max(policy.first for policy in self.policies)
+
+    @property
+    def horizon(self) -> int:
+        """Steps of the composed chunk: from the earliest step that any member covers to the last."""
+        return max(self.first - policy.first + policy.horizon for policy in self.policies)
+
+    @property
+    def execute(self) -> int:
+        """Actions of a chunk to execute before the next is drawn."""
+        used = [p.execute for p, w in zip(self.policies, self.weights, strict=True) if w] or [p.execute for p in self.policies]
+        return min(used) if self.execute_steps is None else self.execute_steps
+
+    @property
+    def composer(self) -> Composer:
+        """The composition of the members, aligned in time and by the names of their actions."""
+        names, clip = self.action.names, None if self.sampling is None else self.sampling.clip
+        members = []
+        for index, policy in enumerate(self.policies):
+            dims = tuple(names.index(name) for name in policy.action.names)
+            place = {"dims": None if dims == tuple(range(len(names))) else dims, "start": self.first - policy.first}
+            every = self.every[index] if self.every else 1
+            members.append(replace(policy.member(self.weights[index]), every=every, **place))
+        return Composer(members, operator=self.operator, guidance=self.guidance, clip=clip)
+
+    def act(self, observation: Observation, generator: RandomSource = None, weights: Tensor | None = None) -> ActionChunk:
+        """The next chunk for every row.
+
+        Args:
+            observation: At least this policy's sensors and history.
+            generator: Source of the noise.
+            weights: ``(batch, member)``, for rows that try different weights side by side.
+        """
+        drawn: Composed = self._composer.compose(  # type: ignore[attr-defined]
+            (len(observation), self.horizon, self.action.dof),
+            steps=self.sampling.steps,  # type: ignore[union-attr]
+            sampler=None if self.operator in ("and", "or", "fkc") else self.sampling.sampler,  # type: ignore[union-attr]
+            generator=generator,
+            condition=observation,
+            weights=weights,
+        )
+        return ActionChunk(
+            values=drawn.actions, spec=self.action, first=self.first, disagreement=drawn.disagreement, latency_s=drawn.latency_s
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemberConfig:
+    """A member of a :class:`Composition`.
+
+    Attributes:
+        policy: Where it comes from.
+        weight: Its share.
+        name: For tables; empty for its own.
+        every: Ask it at every so many denoising steps only.
+    """
+
+    policy: PolicySource
+    weight: float
+    name: str = ""
+    every: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Composition:
+    """A :class:`GPCPolicy` as a config describes it.
+
+    Attributes:
+        members: Policies and weights.
+        operator: See :class:`robot.composition.Composer`.
+        sampling: How chunks are drawn; None takes the first policy's, with the most steps of any.
+        execute: Actions of a chunk to execute; None takes the fewest of any member.
+    """
+
+    members: tuple[MemberConfig, ...]
+    operator: str = "convex"
+    sampling: Sampling | None = None
+    execute: int | None = None
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """One for each member."""
+        return tuple(member.weight for member in self.members)
+
+    def load(self, device: str = "cpu") -> GPCPolicy:
+        """Load every member.
+
+        Raises:
+            ValueError: If a policy has no Gaussian path, or they cannot be composed.
+        """
+        return GPCPolicy(
+            policies=tuple(_named(member, device) for member in self.members),
+            weights=self.weights,
+            operator=self.operator,
+            sampling=self.sampling,
+            execute_steps=self.execute,
+            every=tuple(member.every for member in self.members),
+        )
+
+
+def _named(config: MemberConfig, device: str) -> ComposablePolicy:
+    policy: Any = config.policy.load(device)
+    if not hasattr(policy, "member"):
+        raise ValueError(f"{type(policy).__name__} has no Gaussian path (no method member), so it cannot be composed")
+    return replace(policy, name=config.name) if config.name else policy
