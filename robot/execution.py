@@ -17,6 +17,7 @@ from robot.types import Observation
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
     from robot.envs.base import Frame
     from robot.types import ActionChunk, Policy
 
@@ -36,6 +37,7 @@ class _Row:
     chunks: int = 0
     latency_s: dict[str, float] = field(default_factory=dict)
     disagreement: list[float] = field(default_factory=list)
+    error: str | None = None
 
 
 class ChunkExecutor:
@@ -76,11 +78,10 @@ class ChunkExecutor:
             frames: By row, what its environment shows now; every control step must be shown, also between chunks.
 
         Returns:
-            By row, ``(dof,)``, physical units.
+            By row, ``(dof,)``, physical units; not a number for a row whose action is not finite (``summary`` tells why). The others get theirs.
 
         Raises:
             ValueError: If a sensor is missing.
-            NonFiniteError: If the policy gives an action that is not finite.
         """
         for row, frame in frames.items():
             self._see(self._rows[row], frame)
@@ -92,12 +93,13 @@ class ChunkExecutor:
         return {row: self._rows[row].queue.popleft() for row in frames}
 
     def summary(self, row: int) -> dict[str, Any]:
-        """What the episode in a row has cost so far: ``chunks``, ``latency_s`` per chunk by member, mean ``disagreement`` (nats) or None."""
+        """What the episode in a row has cost: ``chunks``, ``latency_s`` per chunk by member, mean ``disagreement`` (nats) or None."""
         state = self._rows[row]
         return {
             "chunks": state.chunks,
             "latency_s": {name: seconds / max(1, state.chunks) for name, seconds in state.latency_s.items()},
             "disagreement": sum(state.disagreement) / len(state.disagreement) if state.disagreement else None,
+            "error": state.error,
         }
 
     def _see(self, state: _Row, frame: Frame) -> None:
@@ -107,7 +109,20 @@ class ChunkExecutor:
         state.frames.extend([seen] * (self.policy.history if not state.frames else 1))
 
     def _refill(self, rows: Sequence[int]) -> None:
-        """One call of the policy for all these rows."""
+        """One call of the policy for all these rows; if one of them gets an action that is not finite, a call for each."""
+        try:
+            self._ask(rows)
+        except NonFiniteError as error:
+            if len(rows) > 1:
+                for row in rows:
+                    self._refill([row])
+                return
+            state = self._rows[rows[0]]
+            state.error = str(error)
+            state.queue.append(np.full(self.policy.action.dof, np.nan, np.float32))
+
+    def _ask(self, rows: Sequence[int]) -> None:
+        """One call of the policy."""
         states = [self._rows[row] for row in rows]
         generators = [seeded_generator(self._seed, state.seed, state.chunks) for state in states]
         observation = self._observation(states)

@@ -12,9 +12,10 @@ from robot.normalise import NormStats
 from robot.types import ActionChunk, ActionSpec, Observation, Policy
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from flowrl.flow import AffinePath
     from flowrl.shapes import RandomSource
-    from collections.abc import Callable
     from robot.composition import Composed
 
 __all__ = ["ComposablePolicy", "Composition", "FlowPolicy", "GPCPolicy", "MemberConfig", "NetworkProcess", "PolicySource"]
@@ -256,9 +257,14 @@ class GPCPolicy:
         members = []
         for index, policy in enumerate(self.policies):
             dims = tuple(names.index(name) for name in policy.action.names)
-            place = {"dims": None if dims == tuple(range(len(names))) else dims, "start": self.first - policy.first}
-            every = self.every[index] if self.every else 1
-            members.append(replace(policy.member(self.weights[index]), every=every, **place))
+            members.append(
+                replace(
+                    policy.member(self.weights[index]),
+                    every=self.every[index] if self.every else 1,
+                    dims=None if dims == tuple(range(len(names))) else dims,
+                    start=self.first - policy.first,
+                )
+            )
         return Composer(members, operator=self.operator, guidance=self.guidance, clip=clip)
 
     def act(self, observation: Observation, generator: RandomSource = None, weights: Tensor | None = None) -> ActionChunk:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,8 +21,8 @@ from robot.composition.panel import seat
 from robot.composition.weights import checked_weights
 
 if TYPE_CHECKING:
-    from flowrl.shapes import RandomSource, Time
     from flowrl.flow import Dynamics
+    from flowrl.shapes import RandomSource, Time
     from robot.composition.sampling import SamplerName
 
 __all__ = ["Composer"]
@@ -157,7 +157,9 @@ class Composer:
     def _average(self, shape: tuple[int, int, int], settings: dict[str, Any], weights: Tensor | None) -> Composed:
         """Each member draws a chunk of its own; the finished actions are averaged by weight."""
         loop = Loop(self, shape, None, weights, encode=False)
-        actions, latency, evaluations = torch.zeros(()), {}, {}
+        actions = torch.zeros(())
+        latency: dict[str, float] = {}
+        evaluations: dict[str, int] = {}
         for share, place in zip(loop.weights_at(0.5), loop.seats, strict=True):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # its schedule was warned of when it was made

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from robot.composition.member import Member
 from robot.normalise import NormStats
-
 
 __all__ = ["CostGuidance", "Guidance", "GuidanceInput", "UnconditionalGuidance", "smoothness"]
 

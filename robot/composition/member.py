@@ -75,7 +75,7 @@ class Member:
             raise ValueError(f"unknown prediction kind {self.kind!r}{close_match(self.kind, PREDICTIONS)}")
         if not isinstance(self.path, AffinePath):
             raise ValueError(
-                f"path must be a Gaussian path such as flowrl.flow.RectifiedFlow() or VariancePreserving(alphas_cumprod), got {self.path!r}; "
+                f"path must be Gaussian, such as flowrl.flow.RectifiedFlow() or VariancePreserving(alphas_cumprod), got {self.path!r}; "
                 "a policy without one (ACT, VQ-BeT, autoregressive) has no score to compose"
             )
         if self.base_noise != "gaussian":

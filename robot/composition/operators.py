@@ -55,7 +55,7 @@ class Step:
         return self.dynamics.transition(velocity, self.x, self.t, self.s)
 
     def disagreement(self) -> Tensor:
-        """``½·Σ w_i‖s_i − s‖²·g²`` over this step, nats ``(batch,)``: 0 where all members agree. Also the rate of the Feynman–Kac weights."""
+        """``½·Σ w_i‖s_i − s‖²·g²`` over this step, nats ``(batch,)``: 0 where all agree. Also the rate of the Feynman–Kac weights."""
         spread = (self.weights * (self.velocities - self.mean_velocity()) ** 2).sum(0)
         share = 1 - float(kept_noise(torch.tensor(self.t, dtype=torch.float64), torch.tensor(self.s, dtype=torch.float64))) ** 2
         return 0.5 * share * (1 - self.t) ** 2 * state_sum(spread)

@@ -14,9 +14,9 @@ from flowrl.errors import NonFiniteError
 from flowrl.flow import PREDICTIONS
 from flowrl.shapes import float_dtype
 from robot.composition.frame import Alignment, align
+from robot.composition.member import Member
 from robot.composition.rows import take_rows
 from robot.normalise import NormStats
-from robot.composition.member import Member
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

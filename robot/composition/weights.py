@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from collections.abc import Sequence
-from robot.composition.panel import Seat
+
 from robot.composition.member import Member
+from robot.composition.panel import Seat
 
 if TYPE_CHECKING:
     from robot.composition.member import Weight
