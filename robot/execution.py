@@ -78,7 +78,8 @@ class ChunkExecutor:
             frames: By row, what its environment shows now; every control step must be shown, also between chunks.
 
         Returns:
-            By row, ``(dof,)``, physical units; not a number for a row whose action is not finite (``summary`` tells why). The others get theirs.
+            By row, ``(dof,)``, physical units. A row for which the policy gives something that is not finite gets NaN, and ``summary`` tells
+            why; the others get theirs.
 
         Raises:
             ValueError: If a sensor is missing.

@@ -45,7 +45,7 @@ class EpisodeResult:
         length: Control steps.
         clipped: Control steps whose action lay outside the action space and was clipped to it.
         chunks: How often the policy was asked.
-        latency_s: Mean seconds per chunk in each member's network, for the batch that was computed at once.
+        latency_s: Mean seconds per chunk in each member's network; a batch shares its time evenly.
         disagreement: Mean disagreement of composed policies, nats; None for a single policy.
     """
 

@@ -14,6 +14,7 @@ from robot.envs.base import Frame
 from robot.evaluation.episodes import EpisodeResult, Job
 from robot.evaluation.pool import EnvPool
 from robot.evaluation.slot import Act, Answer, Command, Crash, Lost, Reset, Step
+from robot.execution import ChunkExecutor
 from robot.types import Policy
 
 if TYPE_CHECKING:
@@ -131,9 +132,7 @@ class EpisodeRunner:
     on_picture: OnPicture | None = None
 
     def __post_init__(self) -> None:
-        from robot.execution import ChunkExecutor
-
-        self._executor = ChunkExecutor(self.policy, rows=self.pool.rows, seed=self.seed)
+        self._executor = ChunkExecutor(self.policy, seed=self.seed, device=_device_of(self.policy))
         self._jobs: deque[Job] = deque()
         self._courses: dict[int, _Course] = {}
         self._results: dict[tuple[str, int], EpisodeResult] = {}
@@ -191,12 +190,13 @@ class EpisodeRunner:
             course.queued = (course.queued or self.policy.execute) - 1
         broken = [row for row, action in actions.items() if not np.isfinite(action).all()]
         for row in broken:
-            self._end(row, error=self._blame(actions[row], acting[row].length + 1))
+            self._end(row, error=self._blame(row, actions[row]))
         return {row: action for row, action in actions.items() if row not in broken}
 
-    def _blame(self, action: NDArray[np.float32], step: int) -> str:
+    def _blame(self, row: int, action: NDArray[np.float32]) -> str:
         name = getattr(self.policy, "name", "") or type(self.policy).__name__
-        return f"policy {name} returned a non-finite action at control step {step}: {action.tolist()}"
+        why = self._executor.summary(row).get("error") or action.tolist()
+        return f"policy {name} returned a non-finite action at control step {self._courses[row].length + 1}: {why}"
 
     def _take(self, row: int, answer: Answer) -> None:
         """Take in what became of a row."""
@@ -224,3 +224,13 @@ class EpisodeRunner:
         self._results[result.key] = result
         if self.on_episode is not None:
             self.on_episode(result)
+
+
+def _device_of(policy: Policy) -> torch.device | str:
+    """Where a policy lives: what it says, else where its network or its first member does."""
+    if (device := getattr(policy, "device", None)) is not None:
+        return device
+    if isinstance(network := getattr(policy, "network", None), torch.nn.Module):
+        return next((parameter.device for parameter in network.parameters()), "cpu")
+    members = getattr(policy, "policies", ())
+    return _device_of(members[0]) if members else "cpu"

@@ -1,0 +1,93 @@
+"""What a run was made of: checkpoints by their hash, the revision of the code, and whether a resumed run is still the same."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from flowrl.errors import CheckpointError, ConfigError
+from flowrl.train.describe import differences
+
+__all__ = ["checkpoint_hashes", "git_revision", "refuse_another_run", "sha256_of"]
+
+_GIT_S = 10.0
+_FREE = ("run_dir", "rows", "workers", "videos", "seeds", "timeout_s", "device", "against")  # none decides how an episode goes
+
+
+def checkpoint_hashes(source: object) -> dict[str, str]:
+    """The files and folders that a component names in fields called ``path``, at any depth, with their SHA-256.
+
+    Args:
+        source: Of a policy, or anything else made of dataclasses.
+    """
+    return {path: sha256_of(Path(path)) for path in _paths(source)}
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file's content, or of a folder's files with their relative names, in sorted order."""
+    if path.is_dir():
+        whole = hashlib.sha256()
+        for file in sorted(item for item in path.rglob("*") if item.is_file()):
+            whole.update(f"{file.relative_to(path).as_posix()} {sha256_of(file)}\n".encode())
+        return whole.hexdigest()
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def git_revision() -> str | None:
+    """The commit of the clone that this code runs from, with ``-dirty`` if files differ; None for an installed package."""
+    clone = Path(__file__).parents[2]
+    if not (clone / "pyproject.toml").is_file():
+        return None
+    revision = _git(clone, "rev-parse", "HEAD")
+    return f"{revision}-dirty" if revision and _git(clone, "status", "--porcelain", "--untracked-files=no") else revision
+
+
+def refuse_another_run(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Make sure that a resumed run evaluates the same policy in the same environment.
+
+    Args:
+        folder: Of the run, for the message.
+        before: ``config`` and ``checkpoints`` when it began.
+        now: The same now.
+
+    Raises:
+        ConfigError: If a setting changed that decides how an episode goes.
+        CheckpointError: If the content of a checkpoint did.
+    """
+    old, new = ({key: value for key, value in part["config"].items() if key not in _FREE} for part in (before, now))
+    if changed := differences(old, new):
+        raise ConfigError(f"{folder} was begun with other settings: {'; '.join(changed)}; choose another run_dir for them")
+    if changed := differences(before["checkpoints"], now["checkpoints"]):
+        raise CheckpointError(
+            f"checkpoints changed since {folder} was begun (SHA-256: {'; '.join(changed)}); the episodes of one run must be of the same "
+            "policy, so choose another run_dir"
+        )
+
+
+def _paths(source: object) -> Iterator[str]:
+    if is_dataclass(source) and not isinstance(source, type):
+        for item in fields(source):
+            value = getattr(source, item.name, None)
+            if item.name == "path" and isinstance(value, str | Path) and Path(value).exists():
+                yield str(value)
+            else:
+                yield from _paths(value)
+    elif isinstance(source, list | tuple):
+        for value in source:
+            yield from _paths(value)
+    elif isinstance(source, Mapping):
+        for value in source.values():
+            yield from _paths(value)
+
+
+def _git(clone: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(clone), *arguments], capture_output=True, text=True, timeout=_GIT_S, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
