@@ -1,5 +1,6 @@
 """Demonstrations: recorded by scripted experts, read from robomimic's HDF5 files and from LeRobot's dataset folders."""
 
 from robot.demonstrations.data import Demonstrations, DemonstrationSource, Episode
+from robot.demonstrations.hdf5 import RobomimicHDF5, write_hdf5
 
-__all__ = ["DemonstrationSource", "Demonstrations", "Episode"]
+__all__ = ["DemonstrationSource", "Demonstrations", "Episode", "RobomimicHDF5", "write_hdf5"]

@@ -150,7 +150,7 @@ class Demonstrations:
         """Fingerprint of what a policy learns from: observations, actions, their meaning and order; not rewards or seeds."""
         digest = hashlib.sha256()
         spec = self.action
-        digest.update(json.dumps([spec.names, spec.control_rate_hz, spec.rotation, self.sensors]).encode())
+        digest.update(json.dumps([spec.names, float(spec.control_rate_hz), spec.rotation, self.sensors]).encode())
         for episode in self.episodes:
             for value in (episode.actions, *(episode.observations[name] for name in self.sensors)):
                 digest.update(f"{value.dtype.str}{value.shape}".encode())
