@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from flowrl.train.evaluation_result import EvaluationResult, evaluation_folder
-from flowrl.train.figures import duration, figure, signed, words
+from flowrl.train.figures import words
 from flowrl.train.grids import save_png
 from flowrl.train.outcomes import outcomes, warnings
+from flowrl.train.page import write_page
 from flowrl.train.record import RunRecord, read_record
 from flowrl.train.report_charts import Chart, curves, monitor_charts, optimisation_charts, spread_charts
 
@@ -59,17 +60,8 @@ def write_report(run_dir: Path) -> Path:
     Raises:
         ValueError: If the folder or its ``metrics.jsonl`` is missing, or nothing in it can be read.
     """
-    from jinja2 import Environment, StrictUndefined
-
     record = read_record(Path(run_dir))
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"figure": figure, "signed": signed, "words": words, "duration": duration}
-    template = environment.from_string(Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8"))
-    page = template.render(**_context(record))
-    path = record.folder / REPORT_FILE
-    part = path.with_name(path.name + ".part")
-    part.write_text(page, encoding="utf-8")
-    return part.replace(path)
+    return write_page(record.folder / REPORT_FILE, Path(__file__).with_name("report.html.j2"), _context(record))
 
 
 def write_before_after(record: RunRecord) -> Path | None:

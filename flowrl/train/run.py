@@ -7,14 +7,14 @@ import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import yaml
 from accelerate.utils import broadcast_object_list, gather_object
 from tqdm.auto import tqdm
 
-from flowrl.errors import CheckpointError, ConfigError, NonFiniteError
+from flowrl.errors import CheckpointError, NonFiniteError
 from flowrl.models.quiet import quiet_libraries
 from flowrl.rl import UniformPrompts, part_weights
 from flowrl.train.checkpoint import CheckpointFolder
@@ -24,12 +24,13 @@ from flowrl.train.evaluation_result import EvaluationResult, evaluation_folder
 from flowrl.train.experience import Experience
 from flowrl.train.grids import save_png
 from flowrl.train.learner import Learner
-from flowrl.train.metrics import METRICS_FILE, MetricsLog, read_metrics
+from flowrl.train.metrics import MetricsLog
 from flowrl.train.parallel import check_reference, start_accelerator
 from flowrl.train.prompts import load_prompts
+from flowrl.train.resume import CONFIG_FILE, starting_point
 from flowrl.train.rollout import Rollout, draw, require_finite, score
 from flowrl.train.signals import Stopped, StopRequest
-from flowrl.train.state import CONFIG_FILE, Counters, keep_weights_out, load_checkpoint, save_checkpoint
+from flowrl.train.state import Counters, keep_weights_out, load_checkpoint, save_checkpoint
 from flowrl.train.summary import train_line
 
 if TYPE_CHECKING:
@@ -249,18 +250,9 @@ class Run:
 
     def _starting_point(self, *, resume: bool) -> Path | None:
         """The checkpoint to go on from; all processes look, and take what the main one found."""
-        if not resume and ((self.trainer.folder / METRICS_FILE).exists() or self.checkpoints.all()):
-            raise ConfigError(f"{self.trainer.folder} already holds a run; go on with --resume, or choose another run_dir")
-        found: list[Path | None] = [self.checkpoints.latest() if resume else None]
-        checkpoint = broadcast_object_list(found)[0]
-        metrics = self.trainer.folder / METRICS_FILE
-        done = 0 if checkpoint is not None or not metrics.exists() else sum(line["kind"] == "train" for line in read_metrics(metrics))
-        if done > self.trainer.checkpoint_every:
-            raise CheckpointError(
-                f"{metrics} shows {done} updates, but there is no checkpoint in {self.checkpoints.root}; put the checkpoints back, "
-                "or choose another run_dir to start again"
-            )
-        return checkpoint
+        every = self.trainer.checkpoint_every
+        found = starting_point(self.trainer.folder, self.checkpoints, resume=resume, checkpoint_every=every)
+        return cast("Path | None", broadcast_object_list([found])[0])
 
     def _learner(self) -> Learner:
         """Load the model and prepare everything that moves."""

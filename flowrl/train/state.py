@@ -9,8 +9,8 @@ import yaml
 
 from flowrl.errors import CheckpointError
 from flowrl.train.checkpoint import CheckpointFolder, check_complete
-from flowrl.train.describe import differences
 from flowrl.train.parallel import full_state, is_sharded
+from flowrl.train.resume import CONFIG_FILE, refuse_other_config
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,12 +21,10 @@ if TYPE_CHECKING:
 
     from flowrl.train.learner import Learner
 
-__all__ = ["CONFIG_FILE", "Counters", "keep_weights_out", "load_checkpoint", "save_checkpoint"]
+__all__ = ["Counters", "keep_weights_out", "load_checkpoint", "save_checkpoint"]
 
-CONFIG_FILE = "config.yaml"
 # What may change between a run and its resumption without making it another run; more updates stretch the rest of a schedule.
 _FREE = ("run_dir", "updates", "evaluate_every", "evaluation", "checkpoint_every", "keep_checkpoints", "reward_batch", "trackers")
-_SHOWN = 5  # differences of configuration in a message
 
 
 @dataclass
@@ -98,14 +96,7 @@ def load_checkpoint(path: Path, learner: Learner, config: Mapping[str, Any]) -> 
         CheckpointError: If it is damaged, or its configuration differs in anything that makes it another run.
     """
     check_complete(path)
-    saved = yaml.safe_load((path / CONFIG_FILE).read_text(encoding="utf-8"))
-    changed = [line for line in differences(saved, dict(config)) if line.split(":")[0].split(".")[0] not in _FREE]
-    if changed:
-        more = f"; and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
-        raise CheckpointError(
-            f"{path} is a checkpoint of another configuration ({'; '.join(changed[:_SHOWN])}{more}); "
-            "resume with the run's own config.yaml, or choose another run_dir"
-        )
+    refuse_other_config(path, config, _FREE)
     if not is_sharded(learner.parameters):
         learner.model.load_weights(path / "weights")
     try:

@@ -1,0 +1,34 @@
+"""Learning policies from demonstrations: processes, backbones, encoders, behaviour cloning and its checkpoints."""
+
+from robot.learning.checkpoint import POLICY_FILE, PolicyFile, Recipe, load_policy, read_recipe, read_training, save_policy
+from robot.learning.cloning import BehaviourCloning
+from robot.learning.encoders import KeypointEncoder, ObservationEncoder, SensorStats, StateEncoder
+from robot.learning.images import ImageEncoder
+from robot.learning.mlp import ActionMLP
+from robot.learning.process import Diffusion, Flow, Process
+from robot.learning.transformer import ActionTransformer
+from robot.learning.unet import ActionUNet
+from robot.learning.windows import Windows
+
+__all__ = [
+    "POLICY_FILE",
+    "ActionMLP",
+    "ActionTransformer",
+    "ActionUNet",
+    "BehaviourCloning",
+    "Diffusion",
+    "Flow",
+    "ImageEncoder",
+    "KeypointEncoder",
+    "ObservationEncoder",
+    "PolicyFile",
+    "Process",
+    "Recipe",
+    "SensorStats",
+    "StateEncoder",
+    "Windows",
+    "load_policy",
+    "read_recipe",
+    "read_training",
+    "save_policy",
+]

@@ -1,0 +1,70 @@
+"""From which checkpoint a run goes on, and whether it is a checkpoint of that run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from flowrl.errors import CheckpointError, ConfigError
+from flowrl.train.describe import differences
+from flowrl.train.metrics import METRICS_FILE, read_metrics
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+    from pathlib import Path
+
+    from flowrl.train.checkpoint import CheckpointFolder
+
+__all__ = ["CONFIG_FILE", "refuse_other_config", "starting_point"]
+
+CONFIG_FILE = "config.yaml"
+_SHOWN = 5  # differences of configuration in a message
+
+
+def starting_point(folder: Path, checkpoints: CheckpointFolder, *, resume: bool, checkpoint_every: int) -> Path | None:
+    """The checkpoint to go on from, or None to start afresh; of several processes, all take what the main one found.
+
+    Args:
+        folder: The run folder.
+        checkpoints: Its checkpoints.
+        resume: Whether to go on.
+        checkpoint_every: Updates that a run may have logged before its first checkpoint.
+
+    Raises:
+        ConfigError: If the folder already holds a run that is not to be resumed.
+        CheckpointError: If the checkpoints are damaged, or gone although the metrics show that there were some.
+    """
+    metrics = folder / METRICS_FILE
+    if not resume and (metrics.exists() or checkpoints.all()):
+        raise ConfigError(f"{folder} already holds a run; go on with --resume, or choose another run_dir")
+    checkpoint = checkpoints.latest() if resume else None
+    if checkpoint is None and metrics.exists():
+        done = max((line["update"] + 1 for line in read_metrics(metrics) if line["kind"] == "train"), default=0)
+        if done > checkpoint_every:
+            raise CheckpointError(
+                f"{metrics} shows {done} updates, but there is no checkpoint in {checkpoints.root}; put the checkpoints back, "
+                "or choose another run_dir to start again"
+            )
+    return checkpoint
+
+
+def refuse_other_config(checkpoint: Path, config: Mapping[str, Any], free: Collection[str]) -> None:
+    """Refuse to go on with another configuration than the checkpoint's.
+
+    Args:
+        checkpoint: Its folder.
+        config: Of the run that wants to go on.
+        free: Fields that may differ.
+
+    Raises:
+        CheckpointError: If anything else differs.
+    """
+    saved = yaml.safe_load((checkpoint / CONFIG_FILE).read_text(encoding="utf-8"))
+    changed = [line for line in differences(saved, dict(config)) if line.split(":")[0].split(".")[0] not in free]
+    if changed:
+        more = f"; and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
+        raise CheckpointError(
+            f"{checkpoint} is a checkpoint of another configuration ({'; '.join(changed[:_SHOWN])}{more}); "
+            "resume with the run's own config.yaml, or choose another run_dir"
+        )

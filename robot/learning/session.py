@@ -1,0 +1,307 @@
+"""One run of behaviour cloning: its set-up, its loop, and what it writes."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+import yaml
+from accelerate.utils import broadcast_object_list
+from tqdm.auto import tqdm
+
+from flowrl.errors import CheckpointError, NonFiniteError
+from flowrl.train.checkpoint import CheckpointFolder, check_complete
+from flowrl.train.describe import describe
+from flowrl.train.ema import WeightAverage
+from flowrl.train.metrics import MetricsLog
+from flowrl.train.resume import CONFIG_FILE, refuse_other_config, starting_point
+from flowrl.train.signals import Stopped, StopRequest
+from robot.learning.checkpoint import POLICY_FILE, Recipe, save_policy
+from robot.learning.imitator import Draws, Imitator, start_accelerator
+from robot.learning.material import Batches, Material
+from robot.learning.validation import validate
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from torch import Tensor
+
+    from robot.learning.cloning import BehaviourCloning
+    from robot.learning.encoders import ObservationEncoder
+
+__all__ = ["CloningSummary", "Session"]
+
+# What may change between a run and its resumption; more steps stretch the rest of a schedule. The data are known by their fingerprint.
+_FREE = ("run_dir", "demonstrations", "steps", "validate_every", "checkpoint_every", "keep_checkpoints", "log_every", "trackers", "name")
+
+logger = logging.getLogger("flowrl.robot.learning")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CloningSummary:
+    """What a finished run leaves.
+
+    Attributes:
+        run_dir: The run folder.
+        updates: Optimiser steps done.
+        checkpoint: The policy, ``policy.safetensors``.
+        is_main: Whether this process is the one that reports.
+        report: The page about the run.
+    """
+
+    run_dir: Path
+    updates: int
+    checkpoint: Path
+    is_main: bool
+    report: Path
+
+
+@dataclass
+class Progress:
+    """What the run has done so far; all that the stateless randomness needs to go on is ``step``.
+
+    Attributes:
+        step: Optimiser steps done.
+        seconds: Spent in them.
+        recent: Losses since the last line of metrics.
+        data: Fingerprint of the demonstrations.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    recent: list[float] = field(default_factory=list)
+    data: str = ""
+
+    def state_dict(self) -> dict[str, Any]:
+        """For the checkpoint."""
+        return {**vars(self), "recent": list(self.recent)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """From the checkpoint."""
+        vars(self).update(state)
+
+
+class Session:
+    """The mutable side of :class:`robot.learning.BehaviourCloning`."""
+
+    def __init__(self, job: BehaviourCloning, *, resume: bool) -> None:
+        """Check everything that can be checked cheaply, then load the demonstrations.
+
+        Args:
+            job: The configuration.
+            resume: Go on from the newest checkpoint.
+        """
+        self.job, self.config = job, cast("dict[str, Any]", describe(job))
+        self.accelerator = start_accelerator(job)
+        self.share = job.share(self.accelerator.num_processes)
+        self.checkpoints = CheckpointFolder(root=job.folder / "checkpoints", keep=job.keep_checkpoints)
+        found = starting_point(job.folder, self.checkpoints, resume=resume, checkpoint_every=job.checkpoint_every)
+        checkpoint = cast("Path | None", broadcast_object_list([found])[0])
+        self.material = Material.of(job)
+        self.recipe = self._recipe()
+        self._prepare()
+        if checkpoint is not None:
+            self._load(checkpoint)
+        self._saved = None if checkpoint is None else self.progress.step
+        self._log: MetricsLog | None = None
+
+    def loop(self) -> CloningSummary:
+        """Step, validate, save, until all steps are done."""
+        self._open()
+        job, progress, is_main = self.job, self.progress, self.accelerator.is_main_process
+        with StopRequest() as stop, tqdm(total=job.steps, initial=progress.step, unit="step", disable=not is_main) as bar:
+            while progress.step < job.steps:
+                self._stop_if(stop)
+                loss = self._step()
+                bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+                bar.update()
+                if progress.step % job.validate_every == 0 and progress.step < job.steps:
+                    self._validate()
+                if progress.step % job.checkpoint_every == 0:
+                    self._save()
+        self._save()
+        self._validate()
+        summary = self._finish()
+        self.accelerator.end_training()
+        return summary
+
+    def _recipe(self) -> Recipe:
+        job = self.job
+        return Recipe(
+            process=job.process,
+            encoder=job.encoder,
+            network=job.network,
+            sensors={name: stats.shape for name, stats in self.material.sensors.items()},
+            action=self.material.action,
+            horizon=job.horizon,
+            first=job.present,
+            execute=job.execute,
+            sampling=job.sampling,
+            name=job.name or job.folder.resolve().name,
+        )
+
+    def _prepare(self) -> None:
+        """Build the networks and everything that moves them."""
+        job, accelerator = self.job, self.accelerator
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(job.seed)
+            encoder, network = self.recipe.build(self.material.sensors)
+        module = Imitator(job.process, encoder, network).to(accelerator.device).train()
+        self.parameters = list(module.parameters())
+        optimizer, self.schedule = job.optimizer.build(self.parameters, job.steps)
+        self.prepared, self.optimizer = accelerator.prepare(module, optimizer)
+        self.average = None if job.ema_decay is None else WeightAverage(self.parameters, job.ema_decay)
+        self.progress = Progress(data=self.material.facts["sha256"])
+        kept = [self.progress, self.schedule, self.average]
+        accelerator.register_for_checkpointing(*[item for item in kept if item is not None])
+        self.windows = self.material.train.to(accelerator.device)
+        self.batches = Batches(len(self.windows), job.batch_size, job.seed)
+
+    @property
+    def module(self) -> Imitator:
+        """The networks, without accelerate's wrapping."""
+        return cast("Imitator", self.accelerator.unwrap_model(self.prepared))
+
+    def _step(self) -> float:
+        """One optimiser step; returns the loss over all processes."""
+        start, step, accelerator = time.perf_counter(), self.progress.step, self.accelerator
+        loss = self._loss(step)
+        shared = float(accelerator.gather(loss.detach()[None]).mean())
+        if not shared < float("inf"):
+            raise NonFiniteError(f"the loss of step {step} is {shared}; use a smaller learning rate{self._where_to_go_on()}")
+        accelerator.backward(loss)
+        norm = accelerator.clip_grad_norm_(self.parameters, self.job.max_grad_norm)
+        if accelerator.scaler is None and not bool(torch.as_tensor(norm).isfinite()):
+            raise NonFiniteError(f"the gradient of step {step} is not finite; use a smaller learning rate{self._where_to_go_on()}")
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        rate = float(self.schedule.get_last_lr()[0])
+        if not accelerator.optimizer_step_was_skipped:  # float16: the scaler skips steps whose gradients overflow
+            self.schedule.step()
+            if self.average is not None:
+                self.average.step()
+        self.progress.step += 1
+        self.progress.seconds += time.perf_counter() - start
+        self.progress.recent.append(shared)
+        self._record_if_due(rate, float(norm))
+        return shared
+
+    def _loss(self, step: int) -> Tensor:
+        """The loss of this process's part of a batch."""
+        job, device = self.job, self.accelerator.device
+        first = self.accelerator.process_index * self.share
+        mine = slice(first, first + self.share)
+        rows = self.batches.rows(step)[mine]
+        shape = (job.batch_size, job.horizon, self.recipe.action.dof)
+        draws = Draws.fresh(job.process, shape, (job.seed, 2, step), augment=self.module.encoder.draws).part(mine, device)
+        data = self.material.stats.normalise(self.windows.chunks(rows))
+        seen = dict(self.windows.observation(rows).values)
+        return cast("Tensor", self.prepared(data, seen, draws.noise, draws.time, draws.augmentation).mean())
+
+    def _record_if_due(self, rate: float, norm: float) -> None:
+        progress = self.progress
+        if progress.step % self.job.log_every and progress.step != self.job.steps:
+            return
+        mean = sum(progress.recent) / len(progress.recent)
+        progress.recent.clear()
+        epoch = progress.step * self.job.batch_size / len(self.windows)
+        line = {"loss": mean, "lr": rate, "grad_norm": norm, "epoch": epoch, "seconds": progress.seconds}
+        self._record({"kind": "train", "update": progress.step - 1, **line})
+
+    def _record(self, line: dict[str, Any]) -> None:
+        if self._log is not None:
+            self._log.write(line)
+        self.accelerator.log({name: value for name, value in line.items() if isinstance(value, int | float)}, step=line["update"])
+
+    def _validate(self) -> None:
+        """Loss and action error on held-out episodes, with the weights that are saved; on the main process."""
+        windows, step = self.material.validation, self.progress.step
+        if self._log is not None and windows is not None and not self._log.has_evaluation(step):
+            with self._released():
+                measured = validate(self.recipe, self.module, windows.to(self.accelerator.device), self.material.stats, self.job.seed)
+            self._record({"kind": "eval", "update": step, **{f"eval/{name}": value for name, value in measured.items()}})
+        self.accelerator.wait_for_everyone()
+
+    def _released(self) -> AbstractContextManager[object]:
+        from contextlib import nullcontext
+
+        return nullcontext() if self.average is None else self.average.applied()
+
+    def _save(self) -> None:
+        """The checkpoint of the present state; written once."""
+        step = self.progress.step
+        if self._saved == step:
+            return
+        is_main = self.accelerator.is_main_process
+        with self.checkpoints.staging(step, is_main=is_main) as staging:
+            self.accelerator.wait_for_everyone()
+            self.accelerator.save_state(str(staging / "state"))
+            if is_main:
+                self._save_policy(staging / POLICY_FILE)
+                (staging / CONFIG_FILE).write_text(yaml.safe_dump(self.config, sort_keys=False), encoding="utf-8")
+            self.accelerator.wait_for_everyone()
+        self.accelerator.wait_for_everyone()
+        self._saved = step
+
+    def _save_policy(self, path: Path) -> None:
+        encoder: ObservationEncoder = self.module.encoder
+        training = {"config": self.config, "data": self.material.facts, "steps": self.progress.step}
+        with self._released():
+            save_policy(path, self.recipe, encoder, self.module.network, self.material.stats, training)
+
+    def _load(self, checkpoint: Path) -> None:
+        check_complete(checkpoint)
+        refuse_other_config(checkpoint, self.config, _FREE)
+        data = self.progress.data
+        try:
+            self.accelerator.load_state(str(checkpoint / "state"))
+        except (OSError, RuntimeError, ValueError, KeyError) as error:
+            raise CheckpointError(f"the state in {checkpoint} cannot be restored: {error}; start again in another run_dir") from error
+        if self.progress.data != data:
+            raise CheckpointError(
+                f"{checkpoint} was trained on other demonstrations (sha256 {self.progress.data[:12]}… instead of {data[:12]}…); "
+                "put them back, or choose another run_dir"
+            )
+
+    def _open(self) -> None:
+        """Create the run folder and its files."""
+        self.accelerator.init_trackers("flowrl", init_kwargs={"wandb": {"dir": str(self.job.folder), "config": self.config}})
+        if self.accelerator.is_main_process:
+            self.job.folder.mkdir(parents=True, exist_ok=True)
+            (self.job.folder / CONFIG_FILE).write_text(yaml.safe_dump(self.config, sort_keys=False), encoding="utf-8")
+            self._log = MetricsLog(self.job.folder, keep_before=self.progress.step, keep_evaluation=True)
+            if self.material.validation is None:
+                logger.info("no episodes are held out: there will be no validation")
+        self.accelerator.wait_for_everyone()
+
+    def _finish(self) -> CloningSummary:
+        """Publish the policy, draw the curve, write the report."""
+        from robot.learning.report import REPORT_FILE, write_report
+
+        folder, is_main = self.job.folder, self.accelerator.is_main_process
+        policy = folder / POLICY_FILE
+        if is_main:
+            part = policy.with_name(POLICY_FILE + ".part")
+            shutil.copyfile(self.checkpoints.path(self.progress.step) / POLICY_FILE, part)
+            part.replace(policy)
+            write_report(folder)
+        self.accelerator.wait_for_everyone()
+        return CloningSummary(run_dir=folder, updates=self.progress.step, checkpoint=policy, is_main=is_main, report=folder / REPORT_FILE)
+
+    def _stop_if(self, stop: StopRequest) -> None:
+        """Stop all processes between two steps, with a checkpoint."""
+        flag = torch.tensor([stop.requested], device=self.accelerator.device)
+        if bool(self.accelerator.gather(flag).any()):
+            self._save()
+            logger.warning("stopped after %d steps; go on with --resume", self.progress.step)
+            self.accelerator.end_training()
+            raise Stopped
+
+    def _where_to_go_on(self) -> str:
+        latest = self.checkpoints.latest()
+        return "" if latest is None else f"; the last good state is {latest}"
