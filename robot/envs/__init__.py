@@ -2,7 +2,8 @@
 
 from robot.envs.base import EnvSource, Expert, Frame
 from robot.envs.metaworld import METAWORLD_TASKS, MetaWorld
+from robot.envs.robosuite import Robosuite
 from robot.envs.toy import Toy, toy_success_rate
 from robot.envs.wrappers import NoisySensors
 
-__all__ = ["METAWORLD_TASKS", "EnvSource", "Expert", "Frame", "MetaWorld", "NoisySensors", "Toy", "toy_success_rate"]
+__all__ = ["METAWORLD_TASKS", "EnvSource", "Expert", "Frame", "MetaWorld", "NoisySensors", "Robosuite", "Toy", "toy_success_rate"]

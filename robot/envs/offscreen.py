@@ -5,19 +5,22 @@ from __future__ import annotations
 import ctypes.util
 import importlib
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from flowrl.errors import MissingExtraError, require
 
-__all__ = ["BACK_ENDS", "Offscreen", "gl_back_end"]
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["BACK_ENDS", "INSTALL_GL", "Offscreen", "gl_back_end"]
 
 BACK_ENDS = {"egl": "EGL", "osmesa": "OSMesa"}
 """Values of ``MUJOCO_GL`` that draw without a window, each with the library that it needs."""
 
-REMEDY = "install libegl1 and libegl-mesa0, or libosmesa6 together with MUJOCO_GL=osmesa; 'flowrl doctor --robots' tries both"
+INSTALL_GL = "install the system packages libegl1 and libegl-mesa0, or libosmesa6 and set MUJOCO_GL=osmesa"
+"""What to do where nothing draws."""
 
 
 def gl_back_end() -> str:
@@ -32,7 +35,7 @@ def gl_back_end() -> str:
     for name, library in BACK_ENDS.items():
         if ctypes.util.find_library(library):
             return name
-    raise MissingExtraError(f"no library draws pictures without a window; {REMEDY}")
+    raise MissingExtraError(f"no library draws pictures without a window; {INSTALL_GL}")
 
 
 class Offscreen:
@@ -93,4 +96,4 @@ def _context(size: int) -> Any:
     try:
         return importlib.import_module(f"mujoco.{back_end}").GLContext(size, size)
     except Exception as error:  # PyOpenGL raises AttributeError, ImportError, RuntimeError or its own, by platform and version
-        raise MissingExtraError(f"the {back_end} back end cannot draw ({type(error).__name__}: {error}); {REMEDY}") from error
+        raise MissingExtraError(f"the {back_end} back end cannot draw ({type(error).__name__}: {error}); {INSTALL_GL}") from error

@@ -6,7 +6,10 @@ import contextlib
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = ["quiet"]
 

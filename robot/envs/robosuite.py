@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from flowrl.errors import require
-from robot.envs.base import Expert
+from flowrl.errors import MissingExtraError, require
+from robot.envs.check import extra_problems, gl_problems
+from robot.envs.quiet import quiet
 from robot.types import ActionSpec
 
 if TYPE_CHECKING:
     import gymnasium
+
+    from robot.envs.base import Expert
 
 __all__ = ["CAMERAS", "OSC_POSE", "TASKS", "Robosuite", "Task"]
 
@@ -35,9 +38,10 @@ SUBSTEPS_PER_SECOND = 500
 class Robosuite:
     """One of the Robomimic tasks with a Panda arm under operational-space control (``OSC_POSE``, delta).
 
-    A frame holds ``robot0_eef_pos`` (3, m), ``robot0_eef_quat`` (4, xyzw), ``robot0_gripper_qpos`` (2, m), ``object`` (10 for Lift, else 14)
-    and ``<camera>_image`` of every camera. They are measured at the end of the control step; robosuite itself shows them almost one control
-    step late, and the relative poses of a fresh episode as zeros. ``reset(seed)`` determines everything that varies between episodes.
+    A frame holds ``robot0_eef_pos`` (3, m), ``robot0_eef_quat`` (4, xyzw), ``robot0_gripper_qpos`` (2, m), ``object`` (10 numbers for Lift,
+    else 14) and ``<camera>_image`` of every camera. They are measured at the end of the control step; robosuite itself shows them almost
+    one control step late, and the relative poses of a fresh episode as zeros. ``reset(seed)`` determines everything that varies between
+    episodes.
 
     Attributes:
         task: ``Lift`` a cube, put a ``Can`` into its bin, or a ``Square`` nut onto its peg.
@@ -62,7 +66,8 @@ class Robosuite:
     render_camera: str = "agentview"
     render_size: int = 256
 
-    extra: ClassVar[str] = "robosuite"
+    opengl: ClassVar[bool] = True
+    """Whether pictures of it, and so its videos, need OpenGL."""
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
@@ -93,10 +98,8 @@ class Robosuite:
         Raises:
             MissingExtraError: If robosuite is missing, its MuJoCo does not fit, or cameras are asked for and nothing can draw them.
         """
-        from robot.envs.check import require_robosuite
-
-        require("gymnasium", "robot")
-        require_robosuite()
+        if problems := extra_problems("robosuite"):
+            raise MissingExtraError(f"{self.task}: {'; '.join(problems)}")
         from robot.envs.robosuite_task import RobosuiteTask
         from robot.envs.task import TaskEnv
 
@@ -110,16 +113,20 @@ class Robosuite:
 
     def problems(self) -> list[str]:
         """What keeps the task from running here, each with its remedy."""
-        from robot.envs.check import gl_problems, robosuite_problems
-
-        found = robosuite_problems()
+        found = extra_problems("robosuite")
         return found if found or not self.cameras else gl_problems()
 
     def robomimic(self) -> dict[str, Any]:
-        """The environment as Robomimic writes it into a data set (``env_args``), so that its tools can play episodes back."""
+        """The environment as Robomimic writes it into a data set (``env_args``), so that its tools can play episodes back.
+
+        Raises:
+            MissingExtraError: If robosuite is not installed.
+        """
+        with quiet():
+            version = require("robosuite", "robosuite").__version__
         return {
             "env_name": TASKS[self.task],
-            "env_version": require("robosuite", self.extra).__version__,
+            "env_version": version,
             "type": 1,
             "env_kwargs": {
                 **settings(self),

@@ -14,17 +14,20 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from robot.envs.base import Frame
 from robot.envs.robosuite_hand import FORWARD, Body, Hand, Vector, wrapped
 
 if TYPE_CHECKING:
     import gymnasium
+
+    from robot.envs.base import Frame
 
 __all__ = ["CanExpert", "LiftExpert", "ScriptedExpert", "SquareExpert", "Style", "peg_approach"]
 
 Actions: TypeAlias = Iterator[NDArray[np.float32]]
 
 OPEN, CLOSE = -1.0, 1.0
+ABOVE_MIDDLE_M = 0.012
+"""Where the fingers take the can; lower, its top would touch the palm."""
 HANDLE_M = 0.054
 """From the middle of the nut to that of its handle, along the nut's x-axis."""
 
@@ -100,7 +103,7 @@ class ScriptedExpert:
         return self.hand.towards(to, yaw, grip, gain=self.style.gain, speed=self.style.speed)
 
     def reach(self, to: Callable[[], Vector], yaw: Callable[[], float], grip: float, *, within: float, patience: int = 80) -> Actions:
-        """Move until the hand is within so many metres of a place that may itself move, and turned to within 0.1 rad for each centimetre."""
+        """Move until the hand is at a place that may itself move: within so many metres, and 0.1 rad for each centimetre of them."""
         for _ in range(patience):
             place, turn = to(), yaw()
             if math.dist(place, self.hand.position) < within and abs(wrapped(turn - self.hand.yaw)) < 10 * within:
@@ -159,7 +162,7 @@ class CanExpert(ScriptedExpert):
         yaw = FORWARD + self.style.yaw
         place = self.hand.bin_corner + np.array([0.045, 0.075, 0])
         height = place[2] + 0.16 + self.style.carry_m
-        yield from self.grasp(lambda: can.position, lambda: yaw)
+        yield from self.grasp(lambda: can.position + np.array([0, 0, ABOVE_MIDDLE_M]), lambda: yaw)
         yield from self.rise(height, CLOSE)
         for above, within in ((height - place[2], 0.03), (0.09, 0.02)):
             yield from self.carry(can, place + np.array([0, 0, above]), lambda: wrapped(yaw - self.hand.yaw), within=within)
@@ -168,7 +171,7 @@ class CanExpert(ScriptedExpert):
 
 
 class SquareExpert(ScriptedExpert):
-    """Grasps the nut by its handle, brings it in line with the peg and lowers it; the nut guides the hand, so that slipping does no harm."""
+    """Grasps the nut by its handle, brings it in line with the peg and lowers it; the nut guides the hand, so slipping does no harm."""
 
     def attempt(self) -> Actions:
         """One grasp and one insertion."""
@@ -192,8 +195,8 @@ class SquareExpert(ScriptedExpert):
 def peg_approach(yaw: float) -> tuple[float, float, float]:
     """How to grasp a nut so that the wrist can also bring it onto the peg.
 
-    The hand turns from 1.9 rad right to 2.6 rad left of straight ahead. The handle may end up pointing at the robot or sideways; pointing away
-    it would be out of reach.
+    The hand turns from 1.9 rad right to 2.6 rad left of straight ahead. The handle may end up pointing at the robot or sideways; pointing
+    away from it, the hand would be out of reach.
 
     Args:
         yaw: Direction of the handle now, rad.

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from gymnasium import spaces
-from numpy.typing import NDArray
 
-from robot.envs.base import Frame
 from robot.envs.offscreen import Offscreen
 from robot.envs.quiet import quiet
 from robot.envs.robosuite import OSC_POSE, TASKS, settings
 from robot.envs.task import Outcome, picture_space, vector_space
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from gymnasium import spaces
+    from numpy.typing import NDArray
+
+    from robot.envs.base import Frame
     from robot.envs.robosuite import Robosuite
 
 __all__ = ["RobosuiteTask"]
@@ -45,7 +47,7 @@ class RobosuiteTask:
         self._drawing: Offscreen | None = None
         sensors = self.robosuite._observables  # noqa: SLF001
         for name, sensor in sensors.items():  # the others would be computed 25 times a control step
-            sensor.set_enabled(name in STATE or sensor.modality == "object" and sensor.is_enabled())
+            sensor.set_enabled(name in STATE or (sensor.modality == "object" and sensor.is_enabled()))
         self._sizes = {name: value.size for name, value in self._vectors().items()}
 
     @property
