@@ -1,0 +1,151 @@
+"""``report.html`` of a search or comparison: one self-contained page."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from flowrl.train import report
+from flowrl.train.figures import duration, figure
+from robot.search.charts import success_chart
+from robot.search.simplex import weight_label
+
+if TYPE_CHECKING:
+    from robot.search.results import CompositionResult, Selection
+
+__all__ = ["REPORT_FILE", "findings", "percent", "points", "probability", "write_page"]
+
+REPORT_FILE = "report.html"
+SMALLEST_P = 1e-4
+CERTAIN = 0.05
+
+
+def write_page(result: CompositionResult) -> Path:
+    """Write the page.
+
+    Args:
+        result: What was found.
+    """
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"figure": figure, "percent": percent, "points": points, "p": probability}
+    template = environment.from_string(Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8"))
+    config = yaml.safe_dump(result.identity.get("config"), sort_keys=False, allow_unicode=True)
+    page = template.render(**_context(result), config=config, style=Markup(_style()), chart=Markup(success_chart(result)))
+    path = result.run_dir / REPORT_FILE
+    part = path.with_suffix(".part")
+    part.write_text(page, encoding="utf-8")
+    return part.replace(path)
+
+
+def findings(result: CompositionResult) -> list[str]:
+    """What was found, in sentences."""
+    judged, best = result.judged, result.best_parent
+    unseen = "" if result.selection is None else " that had no part in choosing it"
+    if judged.against is None:
+        notes = [f"{judged.title} is best on its own: composing gained nothing here."]
+    else:
+        against = judged.against
+        verdict = "better than" if against.low > 0 else "worse than" if against.high < 0 else "not told apart from"
+        notes = [
+            f"{judged.title}: {percent(judged.rate)} on {judged.summary.episodes} seeds{unseen}, {verdict} {best.title} "
+            f"({percent(best.rate)}; difference {points(against.difference)}, {points(against.low)} to {points(against.high)}, "
+            f"Holm-adjusted p = {probability(against.p_holm)})."
+        ]
+    notes += [_sampler_note(result)] if _sampler_note(result) else []
+    return notes + ([] if result.selection is None else _selection_notes(result.selection))
+
+
+def percent(value: float) -> str:
+    """0.865 -> ``86.5 %``."""
+    return f"{100 * value:.1f} %"
+
+
+def points(value: float) -> str:
+    """A difference of rates: 0.07 -> ``+7.0 points``."""
+    return f"{100 * value:+.1f} points".replace("-", "−")
+
+
+def probability(value: float) -> str:
+    """A p-value to two digits."""
+    return f"< {SMALLEST_P:.4f}" if value < SMALLEST_P else f"{value:.2g}"
+
+
+def _sampler_note(result: CompositionResult) -> str:
+    """Whether a parent with the stochastic sampler alone does as well as the composition."""
+    rows = [row for row in result.outcomes if row.arm.role == "sde" and row.rate >= result.judged.rate > result.best_parent.rate]
+    return f"{rows[0].title} reaches {percent(rows[0].rate)} without any composition: the sampler is what helps." if rows else ""
+
+
+def _selection_notes(selection: Selection) -> list[str]:
+    saved = 1 - selection.episodes / selection.exhaustive_episodes
+    return [
+        f"It showed {percent(selection.rate)} on the {selection.luck.trials} selection seeds that chose it. The best of "
+        f"{selection.luck.candidates} equally good candidates would seem up to {points(selection.luck.independent)} better than it is "
+        "there, so that figure is no result.",
+        f"The search took {selection.episodes} episodes, {saved:.0%} fewer than every candidate on every seed would.",
+    ]
+
+
+def _context(result: CompositionResult) -> dict[str, Any]:
+    selection, judged = result.selection, result.judged
+    pair = len(result.members) == 2  # noqa: PLR2004
+    return {
+        "name": result.run_dir.resolve().name,
+        "env": result.env,
+        "members": result.members,
+        "operator": result.operator,
+        "facts": _facts(result),
+        "notes": findings(result),
+        "rows": result.outcomes,
+        "best": result.best_parent.title,
+        "chart_title": f"Success by weight of {result.members[0]}" if pair else "The best candidates",
+        "chart_note": "With 95 % Wilson intervals. Dropped candidates have wider ones." if pair else "On the selection seeds.",
+        "selection": selection,
+        "candidates": _candidates(selection) if selection else [],
+        "judged": judged,
+        "prior": _prior(result),
+        "signal": result.signal,
+    }
+
+
+def _facts(result: CompositionResult) -> dict[str, str]:
+    facts = {"weights": weight_label(result.weights), "report seeds": str(result.report_seeds), "time": duration(result.seconds)}
+    if result.selection is not None:
+        facts |= {"selection seeds": str(result.selection.seeds), "race": result.selection.race}
+        if result.selection.smooth_best is not None:
+            facts["smooth optimum"] = f"{result.selection.smooth_best:.2f} {result.members[0]}"
+    return facts
+
+
+def _candidates(selection: Selection) -> list[dict[str, Any]]:
+    return [
+        asdict(candidate)
+        | {"rate": candidate.rate, "label": weight_label(candidate.weights), "chosen": candidate.weights == selection.chosen}
+        for candidate in selection.candidates
+    ]
+
+
+def _prior(result: CompositionResult) -> list[dict[str, Any]]:
+    prior = result.selection.prior if result.selection else None
+    if prior is None:
+        return []
+    return [
+        {"name": name, "weight": prior.weights[index], "error": prior.gram[index][index], "gram": prior.gram[index]}
+        for index, name in enumerate(result.members)
+    ]
+
+
+def _style() -> str:
+    """The style sheet of all of flowrl's reports, from the page of a training run."""
+    source = Path(report.__file__).with_name("report.html.j2").read_text(encoding="utf-8")
+    from jinja2 import Environment
+
+    found = re.search(r"<style>(.*?)</style>", source, re.DOTALL)
+    return "" if found is None else Environment(autoescape=False).from_string(found.group(1)).render()
