@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from robot.envs.base import Frame
-    from robot.types import ActionChunk, Policy
+    from robot.types import Policy
 
 __all__ = ["ChunkExecutor"]
 
@@ -78,8 +79,8 @@ class ChunkExecutor:
             frames: By row, what its environment shows now; every control step must be shown, also between chunks.
 
         Returns:
-            By row, ``(dof,)``, physical units. A row for which the policy gives something that is not finite gets NaN, and ``summary`` tells
-            why; the others get theirs.
+            By row, ``(dof,)``, physical units. A row for which the policy gives something that is not finite gets NaN, and ``summary``
+            tells why; the others get theirs.
 
         Raises:
             ValueError: If a sensor is missing.
@@ -127,6 +128,7 @@ class ChunkExecutor:
         states = [self._rows[row] for row in rows]
         generators = [seeded_generator(self._seed, state.seed, state.chunks) for state in states]
         observation = self._observation(states)
+        start = time.perf_counter()
         if states[0].weights is None:
             chunk = self.policy.act(observation, generators)
         else:
@@ -135,9 +137,12 @@ class ChunkExecutor:
         actions = chunk.to_execute(self.policy.execute).float().cpu()
         if not bool(torch.isfinite(actions).all()):
             raise NonFiniteError(f"the policy {getattr(self.policy, 'name', '')} gave an action that is not finite; check its checkpoint")
+        latency_s = chunk.latency_s or {getattr(self.policy, "name", "") or "policy": time.perf_counter() - start}
         for index, state in enumerate(states):
             state.queue.extend(actions[index].numpy())
-            _count(state, chunk, index, share=1 / len(states))
+            _count(state, latency_s, share=1 / len(states))
+            if chunk.disagreement is not None:
+                state.disagreement.append(float(chunk.disagreement[index]))
 
     def _observation(self, states: Sequence[_Row]) -> Observation:
         values = {}
@@ -153,9 +158,7 @@ def _tensor(stacked: NDArray[Any]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(stacked, dtype=np.float32))
 
 
-def _count(state: _Row, chunk: ActionChunk, index: int, *, share: float) -> None:
+def _count(state: _Row, latency_s: Mapping[str, float], *, share: float) -> None:
     state.chunks += 1
-    for name, seconds in chunk.latency_s.items():
+    for name, seconds in latency_s.items():
         state.latency_s[name] = state.latency_s.get(name, 0.0) + seconds * share
-    if chunk.disagreement is not None:
-        state.disagreement.append(float(chunk.disagreement[index]))

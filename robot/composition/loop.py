@@ -21,6 +21,7 @@ from robot.composition.sampling import SamplerName, dynamics_of
 from robot.composition.weights import WeightTable, checked_rows, is_zero
 
 if TYPE_CHECKING:
+    from robot.normalise import NormStats
     from flowrl.flow import Dynamics
     from robot.composition.composer import Composer
 
@@ -110,7 +111,7 @@ class Loop:
             step = self.step(self.panel, x, (t, s), number, dynamics, generator)
             disagreement += step.disagreement()
             x = operator.step(step)
-        x = operator.finish(x, generator)[:: self._particles]
+        x = operator.finish(x, generator)
         self.panel.check_finite()
         return self._composed(x, disagreement.reshape(self.batch, -1).mean(1))
 
@@ -167,7 +168,12 @@ class BoundComposition:
         return len(self._loop.members)
 
     @property
-    def frame(self) -> Any:
+    def device(self) -> torch.device:
+        """Where the observation lives."""
+        return self._loop.device or torch.device("cpu")
+
+    @property
+    def frame(self) -> NormStats:
         """The common normaliser, ``(dof,)``: ``raw = offset + scale·x``."""
         return self._loop.frame
 

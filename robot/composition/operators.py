@@ -171,7 +171,7 @@ class FeynmanKac:
     resampled within their population when its effective size falls below ``threshold`` of it.
 
     Attributes:
-        particles: Rows of a population, consecutive; None makes the whole batch one.
+        particles: Rows of a population, consecutive, of which one is kept at the end; None makes the whole batch one and keeps all.
         threshold: In [0, 1].
     """
 
@@ -191,39 +191,48 @@ class FeynmanKac:
     def step(self, step: Step) -> Tensor:
         """See :class:`Operator`."""
         if self._log_weight is None:
-            self._log_weight = step.x.new_zeros(len(step.x) // (self.particles or len(step.x)), self.particles or len(step.x)).double()
+            self._log_weight = (
+                step.x.new_zeros(len(step.x) // (self.particles or len(step.x)), self.particles or len(step.x)).double().cpu()
+            )
         x_s = step.transition(step.refine(step.mean_velocity())).sample(step.generator)
-        self._log_weight = self._log_weight - step.disagreement().double().reshape(self._log_weight.shape)
+        self._log_weight = self._log_weight - step.disagreement().double().cpu().reshape(self._log_weight.shape)
         share = torch.softmax(self._log_weight, 1)
         thin = 1 / (share**2).sum(1) < self.threshold * share.shape[1]
         return self._resampled(x_s, thin, step.generator) if bool(thin.any()) else x_s
 
     def finish(self, x: Tensor, generator: RandomSource) -> Tensor:
-        """Resample once more, so that all rows count alike."""
+        """One row of each population, drawn by weight; of the one population that is the whole batch, all rows resampled."""
         if self._log_weight is None:
             return x
-        return self._resampled(x, torch.ones(len(self._log_weight), dtype=torch.bool), generator)
+        if self.particles is None:
+            return self._resampled(x, torch.ones(1, dtype=torch.bool), generator)
+        groups, size = self._log_weight.shape
+        chosen = self._positions(_uniform(generator, groups)[:, None])[:, 0]
+        return x[(chosen + size * torch.arange(groups)).to(x.device)]
+
+    def _positions(self, levels: Tensor) -> Tensor:
+        """Which row of its population stands at each level of the cumulated weights, ``(population, level)``."""
+        if self._log_weight is None:
+            raise ValueError("no step was taken yet")
+        share = torch.softmax(self._log_weight, 1)
+        return torch.searchsorted(share.cumsum(1), levels.to(share)).clamp_max(share.shape[1] - 1)
 
     def _resampled(self, x: Tensor, which: Tensor, generator: RandomSource) -> Tensor:
         """Systematic resampling of the given populations; their weights start again."""
         if self._log_weight is None:
             return x
         groups, size = self._log_weight.shape
-        uniform = torch.special.ndtr(randn((groups,), _per_group(generator, groups), device=x.device, dtype=torch.float64))
-        share = torch.softmax(self._log_weight, 1).to(x.device)
-        positions = (torch.arange(size, device=x.device, dtype=torch.float64) + uniform[:, None]) / size
-        chosen = torch.searchsorted(share.cumsum(1), positions).clamp_max(size - 1)
-        stay = torch.arange(size, device=x.device).expand(groups, size)
-        chosen = torch.where(which.to(x.device)[:, None], chosen, stay) + size * torch.arange(groups, device=x.device)[:, None]
-        self._log_weight = torch.where(which.to(self._log_weight.device)[:, None], 0.0, self._log_weight)
-        return x[chosen.flatten()]
+        chosen = self._positions((torch.arange(size, dtype=torch.float64) + _uniform(generator, groups)[:, None]) / size)
+        chosen = torch.where(which[:, None], chosen, torch.arange(size)) + size * torch.arange(groups)[:, None]
+        self._log_weight = torch.where(which[:, None], 0.0, self._log_weight)
+        return x[chosen.flatten().to(x.device)]
 
 
-def _per_group(generator: RandomSource, groups: int) -> RandomSource:
-    """One number for each population, whatever the number of generators."""
-    if generator is None or isinstance(generator, torch.Generator) or len(generator) == groups:
-        return generator
-    return generator[0]
+def _uniform(generator: RandomSource, groups: int) -> Tensor:
+    """One number in (0, 1) for each population, ``(population,)`` float64 on the CPU, whatever the number of generators."""
+    single = generator is None or isinstance(generator, torch.Generator) or len(generator) == groups
+    normal = randn((groups,), generator if single else generator[0], device="cpu", dtype=torch.float64)  # type: ignore[index]
+    return torch.special.ndtr(normal)
 
 
 def circumcentre(points: Tensor) -> tuple[Tensor, Tensor]:
