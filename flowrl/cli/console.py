@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from flowrl.train.outcomes import Outcome
     from flowrl.train.trainer import RLTrainer
 
-__all__ = ["load_trainer", "outcome_table", "say", "show", "show_progress_messages"]
+__all__ = ["load_component", "load_trainer", "outcome_table", "row", "say", "show", "show_progress_messages"]
 
 
 WIDTH = 110  # columns of a table that is written to a file or pipe
@@ -25,6 +25,11 @@ WIDTH = 110  # columns of a table that is written to a file or pipe
 def say(text: str = "") -> None:
     """Write a line to standard output, whole, however long: paths can be copied."""
     sys.stdout.write(text + "\n")
+
+
+def row(name: str, value: object) -> str:
+    """A line of two columns."""
+    return f"{name:<22} {value}"
 
 
 def show(table: Table) -> None:
@@ -74,6 +79,28 @@ def outcome_table(rows: Sequence[Outcome], title: str) -> Table:
     return table
 
 
+def load_component(source: str, overrides: Sequence[str] = ()) -> tuple[object, Path | None]:
+    """Build what a config or a run folder describes.
+
+    Args:
+        source: A config (file or bundled name), or a folder that a run wrote.
+        overrides: ``key=value`` each.
+
+    Returns:
+        The component, and the run folder if it was one.
+
+    Raises:
+        ConfigError: If there is no such config, or it has errors.
+    """
+    from flowrl.config import instantiate, load_config
+    from flowrl.errors import ConfigError
+
+    folder = Path(source) if Path(source).is_dir() else None
+    if folder and not (folder / "config.yaml").is_file():
+        raise ConfigError(f"{folder} is no run folder: it has no config.yaml; give the folder that flowrl train printed")
+    return instantiate(load_config(folder / "config.yaml" if folder else source, overrides)), folder
+
+
 def load_trainer(source: str, overrides: Sequence[str] = ()) -> tuple[RLTrainer, Path | None]:
     """Build the trainer that a config or a run folder describes; no model is loaded.
 
@@ -87,14 +114,10 @@ def load_trainer(source: str, overrides: Sequence[str] = ()) -> tuple[RLTrainer,
     Raises:
         ConfigError: If it describes something else, or has errors.
     """
-    from flowrl.config import instantiate, load_config
     from flowrl.errors import ConfigError
     from flowrl.train import RLTrainer
 
-    folder = Path(source) if Path(source).is_dir() else None
-    if folder and not (folder / "config.yaml").is_file():
-        raise ConfigError(f"{folder} is no run folder: it has no config.yaml; give the folder that flowrl train printed")
-    trainer = instantiate(load_config(folder / "config.yaml" if folder else source, overrides))
+    trainer, folder = load_component(source, overrides)
     if not isinstance(trainer, RLTrainer):
         raise ConfigError(f"{source} describes a {type(trainer).__name__}, not a flowrl.train.RLTrainer{_other_command(trainer)}")
     return trainer, folder

@@ -3,6 +3,7 @@
 Examples:
   flowrl doctor
   flowrl doctor image/digits_g2rpo sampler.group_size=24
+  flowrl doctor --robots
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import argparse
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["add_arguments", "run"]
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "numpy", "scikit-learn")
-EXTRAS = {"wandb": "wandb", "xformers": "xformers", "open_clip": "open-clip", "h5py": "robomimic"}
+EXTRAS = {"wandb": "wandb", "xformers": "xformers", "open_clip": "open-clip"}
 WORLD_SIZES = (1, 2, 4, 8, 16)
 WRONG = 2
 
@@ -30,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Say what the command takes."""
     parser.add_argument("config", metavar="CONFIG", nargs="?", help="a YAML file, a bundled config's name, or a run folder")
     parser.add_argument("overrides", metavar="key=value", nargs="*", default=[], help="dotted keys of the config with other values")
+    parser.add_argument("--robots", action="store_true", help="start every installed simulator and draw a picture, which takes seconds")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -39,8 +41,11 @@ def run(args: argparse.Namespace) -> int:
         0 if nothing stands in the way, 2 if something has to be mended.
     """
     from flowrl.cli.console import say
+    from flowrl.cli.doctor_robots import robot_extras, simulators
 
-    problems = [*_environment(), *(_config(args.config, args.overrides) if args.config else [])]
+    problems = [*_environment(), *robot_extras(), *(simulators() if args.robots else [])]
+    if args.config:
+        problems += _config(args.config, args.overrides)
     say()
     for problem in problems:
         say(f"problem: {problem}")
@@ -50,19 +55,19 @@ def run(args: argparse.Namespace) -> int:
 
 def _environment() -> list[str]:
     """Print versions, devices and extras; return what is wrong."""
-    from flowrl.cli.console import say
+    from flowrl.cli.console import row, say
 
-    say(_row("python", platform.python_version()))
+    say(row("python", platform.python_version()))
     missing = [name for name in PACKAGES if _version(name) is None]
     for name in PACKAGES:
-        say(_row(name, _version(name) or "missing"))
+        say(row(name, _version(name) or "missing"))
     for line in _devices():
-        say(_row("device", line))
+        say(row("device", line))
     for module, extra in EXTRAS.items():
         there = importlib.util.find_spec(module) is not None
-        say(_row(f"extra {extra}", "installed" if there else f"absent; pip install 'flowrl-torch[{extra}]'"))
+        say(row(f"extra {extra}", "installed" if there else f"absent; pip install 'flowrl-torch[{extra}]'"))
     problem = _torchvision_problem()
-    say(_row("torchvision", "broken" if problem else _version("torchvision") or "absent, and not needed"))
+    say(row("torchvision", "broken" if problem else _version("torchvision") or "absent, and not needed"))
     return [f"{name} is missing; pip install flowrl-torch" for name in missing] + ([problem] if problem else [])
 
 
@@ -91,7 +96,8 @@ def _torchvision_problem() -> str | None:
 
 def _config(config: str, overrides: list[str]) -> list[str]:
     """Print what the config amounts to; return its errors."""
-    from flowrl.cli.console import say
+    from flowrl.cli.console import row, say
+    from flowrl.cli.doctor_robots import robot_parts
     from flowrl.config import instantiate, load_config, validate
     from flowrl.errors import ConfigError
     from flowrl.train import RLTrainer
@@ -103,38 +109,38 @@ def _config(config: str, overrides: list[str]) -> list[str]:
         return [str(error)]
     errors = validate(tree)
     if errors:
-        say(_row("config", f"{config} is not valid"))
+        say(row("config", f"{config} is not valid"))
         return errors
     component = instantiate(tree)
-    say(_row("config", f"{config} is valid: {type(component).__name__}"))
-    return _trainer(component) if isinstance(component, RLTrainer) else []
+    say(row("config", f"{config} is valid: {type(component).__name__}"))
+    return _trainer(component) if isinstance(component, RLTrainer) else robot_parts(component)
 
 
 def _trainer(trainer: RLTrainer) -> list[str]:
-    from flowrl.cli.console import say
+    from flowrl.cli.console import row, say
     from flowrl.train.estimate import rollout_cost
     from flowrl.train.figures import figure
 
     groups, size = trainer.prompts_per_update, trainer.sampler.group_size
-    say(_row("groups", f"{groups} of {size} per update"))
+    say(row("groups", f"{groups} of {size} per update"))
     for world in WORLD_SIZES:
-        say(_row(f"  on {world} process{'es' if world > 1 else ''}", _share(trainer, world)))
+        say(row(f"  on {world} process{'es' if world > 1 else ''}", _share(trainer, world)))
     cost = rollout_cost(trainer)
-    say(_row("each update", f"{figure(cost.network_evaluations)} network evaluations, {figure(cost.pictures)} pictures decoded and scored"))
-    say(_row("", f"{figure(cost.trained_states)} states with a backward pass, in micro-batches of {trainer.update.micro_batch}"))
-    say(_row("the run", f"{figure(cost.network_evaluations * trainer.updates)} network evaluations in {trainer.updates} updates"))
+    say(row("each update", f"{figure(cost.network_evaluations)} network evaluations, {figure(cost.pictures)} pictures decoded and scored"))
+    say(row("", f"{figure(cost.trained_states)} states with a backward pass, in micro-batches of {trainer.update.micro_batch}"))
+    say(row("the run", f"{figure(cost.network_evaluations * trainer.updates)} network evaluations in {trainer.updates} updates"))
     if trainer.evaluation:
         states = trainer.evaluation.images * trainer.evaluation.sampler.evaluations()
-        say(_row("evaluation", f"{trainer.evaluation.images} pictures, {figure(states)} network evaluations"))
+        say(row("evaluation", f"{trainer.evaluation.images} pictures, {figure(states)} network evaluations"))
     return [*_prompts(trainer), *_memory(trainer)]
 
 
 def _prompts(trainer: RLTrainer) -> list[str]:
-    from flowrl.cli.console import say
+    from flowrl.cli.console import row, say
     from flowrl.train.prompts import load_prompts
 
     try:
-        say(_row("prompts", f"{len(load_prompts(trainer.prompts))} in {trainer.prompts}"))
+        say(row("prompts", f"{len(load_prompts(trainer.prompts))} in {trainer.prompts}"))
     except ValueError as error:
         return [f"config.prompts: {error}"]
     return []
@@ -150,7 +156,7 @@ def _share(trainer: RLTrainer, world: int) -> str:
 
 
 def _memory(trainer: RLTrainer) -> list[str]:
-    from flowrl.cli.console import say
+    from flowrl.cli.console import row, say
     from flowrl.errors import CheckpointError
     from flowrl.train.estimate import memory_parts
     from flowrl.train.figures import memory
@@ -160,11 +166,11 @@ def _memory(trainer: RLTrainer) -> list[str]:
     except CheckpointError as error:
         return [str(error)]
     except ValueError as error:
-        say(_row("memory", str(error)))
+        say(row("memory", str(error)))
         return []
-    say(_row("memory", f"{memory(sum(part.size for part in parts))} on one process, and the activations of a pass"))
+    say(row("memory", f"{memory(sum(part.size for part in parts))} on one process, and the activations of a pass"))
     for part in parts:
-        say(_row(f"  {part.name}", memory(part.size)))
+        say(row(f"  {part.name}", memory(part.size)))
     return []
 
 
@@ -181,7 +187,3 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _row(name: str, value: Any) -> str:
-    return f"{name:<22} {value}"

@@ -17,7 +17,7 @@ from flowrl.errors import MissingExtraError
 from robot.envs.needs import library_problems
 from robot.envs.offscreen import BACK_ENDS, INSTALL_GL, gl_back_end
 
-__all__ = ["EXTRAS", "Library", "drawing_problem", "extra_problems", "gl_problems", "import_problem", "installed", "tried"]
+__all__ = ["EXTRAS", "SIMULATORS", "Library", "drawing_problem", "extra_problems", "gl_problems", "import_problem", "installed", "tried"]
 
 PATIENCE_S = 120
 """For a process that tries something; a first EGL context can take seconds, a stuck driver for ever."""
@@ -50,20 +50,20 @@ EXTRAS: dict[str, tuple[Library, ...]] = {
 """The extras for robots; the first library of each is what it is named after. robosuite stumbles over MuJoCo 3.10 (``mj_fullM``) and 4
 (the type of a joint), and pip alone takes the newest."""
 
+SIMULATORS = ("pusht", "metaworld", "robosuite")
+"""The extras that bring a simulator."""
+
 
 def installed(extra: str) -> str | None:
-    """Version of the library that the extra is named after; None if it is absent.
+    """Which of an extra's libraries are there, with their versions; None if the one that it is named after is absent.
 
     Args:
         extra: One of :data:`EXTRAS`.
     """
-    first = EXTRAS[extra][0]
-    if importlib.util.find_spec(first.module) is None:
+    found = {library.distribution or library.module: _version(library) for library in EXTRAS[extra]}
+    if next(iter(found.values())) is None:
         return None
-    try:
-        return importlib.metadata.version(first.distribution or first.module)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    return ", ".join(f"{name} {version}" for name, version in found.items() if version)
 
 
 def extra_problems(extra: str) -> list[str]:
@@ -136,3 +136,12 @@ def tried(arguments: tuple[str, ...], patience_s: float = PATIENCE_S) -> str | N
         return None
     lines = [line for line in ended.stderr.splitlines() if line.strip()]
     return lines[-1].strip() if lines else f"exit status {ended.returncode}"
+
+
+def _version(library: Library) -> str | None:
+    if importlib.util.find_spec(library.module) is None:
+        return None
+    try:
+        return importlib.metadata.version(library.distribution or library.module)
+    except importlib.metadata.PackageNotFoundError:
+        return None
