@@ -60,7 +60,7 @@ class OpenPiFlow(AdaptedPolicy):
     def __post_init__(self) -> None:
         if not getattr(self.host, "_is_pytorch_model", True):
             raise ValueError(
-                "this openpi policy is a JAX model, whose sampling loop has no hook: convert it with openpi's convert_jax_model_to_pytorch.py"
+                "this openpi policy is a JAX model, whose sampling loop has no hook: openpi's convert_jax_model_to_pytorch.py converts it"
             )
         for name in ("_model.denoise_step", "_input_transform", "_output_transform"):
             attribute(self.host, name, "openpi's Policy around PI0Pytorch")
