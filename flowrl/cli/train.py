@@ -1,8 +1,9 @@
-"""Fine-tune a model by reinforcement learning, as a config says.
+"""Train as a config says: reinforcement learning of a model, or a robot policy from demonstrations.
 
 Examples:
   flowrl train image/digits_g2rpo optimizer.lr=3e-4 run_dir=runs/mine
   flowrl train image/digits_g2rpo run_dir=runs/mine --resume
+  flowrl train robot/bc_pusht_flow run_dir=runs/pusht
   accelerate launch -m flowrl.cli.train image/digits_g2rpo
   torchrun --nproc_per_node 2 -m flowrl.cli.train image/digits_g2rpo
 """
@@ -12,15 +13,39 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, cast
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Sequence
     from pathlib import Path
+
+    from flowrl.train.run import RunSummary
 
 __all__ = ["add_arguments", "run"]
 
 STOPPED_BY_USER = 130
+
+
+class Outcome(Protocol):
+    """What a finished run of anything but RL tells."""
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is the one that reports."""
+        ...
+
+    def lines(self) -> Sequence[str]:
+        """What to print: results, and where everything is."""
+        ...
+
+
+class Job(Protocol):
+    """What ``flowrl train`` runs: :class:`flowrl.train.RLTrainer`, :class:`robot.learning.BehaviourCloning` and their like."""
+
+    def run(self, *, resume: bool = False) -> RunSummary | Outcome:
+        """Train; ``resume`` goes on from the newest checkpoint."""
+        ...
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,19 +57,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, then report."""
-    from flowrl.cli.console import load_trainer, say, show_progress_messages
+    from flowrl.cli.console import say, show_progress_messages
+    from flowrl.train.run import RunSummary
 
-    trainer, _ = load_trainer(args.config, args.overrides)
+    job = _load(args)
     show_progress_messages()
     try:
-        summary = trainer.run(resume=args.resume)
+        summary = job.run(resume=args.resume)
     except KeyboardInterrupt:
         if os.environ.get("RANK", "0") == "0":
             say(f"\nStopped. Go on with: {resume_command(args)}")
         return STOPPED_BY_USER
-    if summary.is_main:
+    if summary.is_main and isinstance(summary, RunSummary):
         _report(summary.run_dir, summary.checkpoint)
+    elif summary.is_main:
+        say("\n".join(cast("Outcome", summary).lines()))
     return 0
+
+
+def _load(args: argparse.Namespace) -> Job:
+    """What the config describes, if it can be trained.
+
+    Raises:
+        ConfigError: If it cannot, or the config has errors.
+    """
+    import inspect
+
+    from flowrl.cli.console import load_component, load_trainer
+
+    component, _ = load_component(args.config, args.overrides)
+    try:
+        inspect.signature(cast("Job", component).run).bind(resume=True)
+    except (AttributeError, TypeError, ValueError):
+        return load_trainer(args.config, args.overrides)[0]  # says what it is, and what to do with it
+    return cast("Job", component)
 
 
 def resume_command(args: argparse.Namespace) -> str:

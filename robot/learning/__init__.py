@@ -1,11 +1,13 @@
 """Learning policies from demonstrations: processes, backbones, encoders, behaviour cloning and its checkpoints."""
 
-from robot.learning.checkpoint import POLICY_FILE, PolicyFile, Recipe, load_policy, read_recipe, read_training, save_policy
+from robot.learning.checkpoint import POLICY_FILE, PolicyFile, load_policy, read_recipe, read_training, save_policy
 from robot.learning.cloning import BehaviourCloning
 from robot.learning.encoders import KeypointEncoder, ObservationEncoder, SensorStats, StateEncoder
+from robot.learning.examples import TwoWays
 from robot.learning.images import ImageEncoder
 from robot.learning.mlp import ActionMLP
 from robot.learning.process import Diffusion, Flow, Process
+from robot.learning.recipe import Recipe
 from robot.learning.transformer import ActionTransformer
 from robot.learning.unet import ActionUNet
 from robot.learning.windows import Windows
@@ -26,6 +28,7 @@ __all__ = [
     "Recipe",
     "SensorStats",
     "StateEncoder",
+    "TwoWays",
     "Windows",
     "load_policy",
     "read_recipe",

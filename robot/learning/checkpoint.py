@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,81 +16,19 @@ from flowrl.config import asset_path, instantiate
 from flowrl.errors import CheckpointError, ConfigError
 from flowrl.train.describe import describe, differences
 from robot.composition import Sampling
-from robot.learning.blocks import NetworkConfig
-from robot.learning.encoders import EncoderConfig, ObservationEncoder, SensorStats
-from robot.learning.process import Process
+from robot.learning.recipe import Recipe
 from robot.normalise import NormStats
-from robot.types import ActionSpec
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from robot.policies import FlowPolicy
 
-__all__ = ["POLICY_FILE", "PolicyFile", "Recipe", "load_policy", "read_recipe", "read_training", "save_policy"]
+__all__ = ["POLICY_FILE", "PolicyFile", "find_policy", "load_policy", "read_recipe", "read_training", "save_policy"]
 
 POLICY_FILE = "policy.safetensors"
 _FORMAT, _VERSION = "flowrl.policy", 1
 _PARTS = ("encoder", "network")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """All that a policy is besides its weights; the checkpoint fixes it.
-
-    Attributes:
-        process: What it was trained to undo.
-        encoder: Observation to features.
-        network: The backbone.
-        sensors: Shape of one frame of each sensor that it needs, as a policy sees it.
-        action: What its actions mean.
-        horizon: Control steps of a chunk.
-        first: Index of the present control step in a chunk.
-        execute: Actions of a chunk to execute before the next one is asked for.
-        sampling: How chunks are drawn.
-        name: For reports.
-
-    Raises:
-        ConfigError: If the executed actions do not lie inside the chunk.
-    """
-
-    process: Process
-    encoder: EncoderConfig
-    network: NetworkConfig
-    sensors: Mapping[str, tuple[int, ...]]
-    action: ActionSpec
-    horizon: int
-    first: int
-    execute: int
-    sampling: Sampling = field(default_factory=Sampling)
-    name: str = ""
-
-    def __post_init__(self) -> None:
-        check_chunk(self.horizon, self.first, self.execute)
-
-    def build(self, stats: Mapping[str, SensorStats] | None = None) -> tuple[ObservationEncoder, nn.Module]:
-        """Encoder and network with fresh weights from torch's global generator.
-
-        Args:
-            stats: Of the sensors; None where weights and statistics will be loaded.
-        """
-        encoder = self.encoder.build(stats or {name: SensorStats(shape=tuple(shape)) for name, shape in self.sensors.items()})
-        return encoder, self.network.build(self.action.dof, self.horizon, encoder.width)
-
-    def policy(self, encoder: ObservationEncoder, network: nn.Module, stats: NormStats) -> FlowPolicy:
-        """The policy that these modules make."""
-        from robot.policies import FlowPolicy
-
-        return FlowPolicy(
-            encoder=encoder,
-            network=network,
-            process=self.process,
-            stats=stats,
-            action=self.action,
-            horizon=self.horizon,
-            first=self.first,
-            execute=self.execute,
-            sampling=self.sampling,
-            name=self.name,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,19 +173,6 @@ def read_training(path: str | Path) -> dict[str, Any]:
         CheckpointError: If the file is missing, truncated or no policy.
     """
     return dict(json.loads(_metadata(find_policy(path))["training"]))
-
-
-def check_chunk(horizon: int, first: int, execute: int) -> None:
-    """Refuse executed actions outside the chunk.
-
-    Raises:
-        ConfigError: If ``first … first + execute`` does not lie inside the horizon.
-    """
-    if horizon < 1 or first < 0 or execute < 1 or first + execute > horizon:
-        raise ConfigError(
-            f"a chunk of horizon={horizon} that begins at first={first} cannot give execute={execute} actions; "
-            "first + execute must be at most the horizon (first is history - 1 where it is not given)"
-        )
 
 
 def _metadata(path: Path) -> dict[str, str]:

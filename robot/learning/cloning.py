@@ -11,12 +11,12 @@ from flowrl.train import AdamW
 from robot.composition import Sampling
 from robot.demonstrations.data import DemonstrationSource
 from robot.learning.blocks import NetworkConfig, require_positive
-from robot.learning.checkpoint import check_chunk
 from robot.learning.encoders import EncoderConfig
 from robot.learning.process import Process
+from robot.learning.recipe import check_chunk
 
 if TYPE_CHECKING:
-    from robot.learning.session import CloningSummary
+    from robot.learning.progress import CloningSummary
 
 __all__ = ["BehaviourCloning"]
 

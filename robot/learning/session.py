@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -18,72 +16,31 @@ from flowrl.errors import CheckpointError, NonFiniteError
 from flowrl.train.checkpoint import CheckpointFolder, check_complete
 from flowrl.train.describe import describe
 from flowrl.train.ema import WeightAverage
-from flowrl.train.metrics import MetricsLog
+from flowrl.train.metrics import MetricsLog, read_metrics
 from flowrl.train.resume import CONFIG_FILE, refuse_other_config, starting_point
 from flowrl.train.signals import Stopped, StopRequest
-from robot.learning.checkpoint import POLICY_FILE, Recipe, save_policy
+from robot.learning.checkpoint import POLICY_FILE, save_policy
 from robot.learning.imitator import Draws, Imitator, start_accelerator
 from robot.learning.material import Batches, Material
+from robot.learning.progress import CloningSummary, Progress
+from robot.learning.recipe import Recipe
 from robot.learning.validation import validate
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
+    from pathlib import Path
 
     from torch import Tensor
 
     from robot.learning.cloning import BehaviourCloning
     from robot.learning.encoders import ObservationEncoder
 
-__all__ = ["CloningSummary", "Session"]
+__all__ = ["Session"]
 
 # What may change between a run and its resumption; more steps stretch the rest of a schedule. The data are known by their fingerprint.
 _FREE = ("run_dir", "demonstrations", "steps", "validate_every", "checkpoint_every", "keep_checkpoints", "log_every", "trackers", "name")
 
 logger = logging.getLogger("flowrl.robot.learning")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CloningSummary:
-    """What a finished run leaves.
-
-    Attributes:
-        run_dir: The run folder.
-        updates: Optimiser steps done.
-        checkpoint: The policy, ``policy.safetensors``.
-        is_main: Whether this process is the one that reports.
-        report: The page about the run.
-    """
-
-    run_dir: Path
-    updates: int
-    checkpoint: Path
-    is_main: bool
-    report: Path
-
-
-@dataclass
-class Progress:
-    """What the run has done so far; all that the stateless randomness needs to go on is ``step``.
-
-    Attributes:
-        step: Optimiser steps done.
-        seconds: Spent in them.
-        recent: Losses since the last line of metrics.
-        data: Fingerprint of the demonstrations.
-    """
-
-    step: int = 0
-    seconds: float = 0.0
-    recent: list[float] = field(default_factory=list)
-    data: str = ""
-
-    def state_dict(self) -> dict[str, Any]:
-        """For the checkpoint."""
-        return {**vars(self), "recent": list(self.recent)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """From the checkpoint."""
-        vars(self).update(state)
 
 
 class Session:
@@ -291,7 +248,18 @@ class Session:
             part.replace(policy)
             write_report(folder)
         self.accelerator.wait_for_everyone()
-        return CloningSummary(run_dir=folder, updates=self.progress.step, checkpoint=policy, is_main=is_main, report=folder / REPORT_FILE)
+        return CloningSummary(
+            run_dir=folder,
+            updates=self.progress.step,
+            checkpoint=policy,
+            is_main=is_main,
+            report=folder / REPORT_FILE,
+            measured=self._measured(),
+        )
+
+    def _measured(self) -> dict[str, float]:
+        lines = [] if self._log is None else [line for line in read_metrics(self._log.path) if line["kind"] == "eval"]
+        return {name: value for name, value in (lines[-1] if lines else {}).items() if name.startswith("eval/")}
 
     def _stop_if(self, stop: StopRequest) -> None:
         """Stop all processes between two steps, with a checkpoint."""

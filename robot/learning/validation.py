@@ -10,8 +10,8 @@ from flowrl.shapes import seeded_generator, state_mean
 from robot.learning.imitator import Draws
 
 if TYPE_CHECKING:
-    from robot.learning.checkpoint import Recipe
     from robot.learning.imitator import Imitator
+    from robot.learning.recipe import Recipe
     from robot.learning.windows import Windows
     from robot.normalise import NormStats
 

@@ -7,32 +7,10 @@ import numpy as np
 
 from flowrl.train import AdamW
 from robot.demonstrations.data import Demonstrations, Episode
-from robot.learning import ActionMLP, BehaviourCloning, Flow, StateEncoder
+from robot.learning import ActionMLP, BehaviourCloning, Flow, StateEncoder, TwoWays
 from robot.types import ActionSpec
 
 SPEC = ActionSpec(names=("x", "y"), control_rate_hz=10)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TwoWays:
-    """The state ``s`` is uniform in [-1, 1]; ``x = s + m`` and ``y = 3 - 2 s`` with ``m`` = -1 or +1, each half the time, plus noise.
-
-    ``m`` is drawn once per episode, so that all actions of a chunk agree on it; the state stays what it is.
-    """
-
-    episodes: int = 400
-    length: int = 4
-    noise: float = 0.05
-    seed: int = 0
-
-    def load(self) -> Demonstrations:
-        random = np.random.default_rng(self.seed)
-        return Demonstrations(episodes=tuple(self._episode(random) for _ in range(self.episodes)), action=SPEC, env={"name": "two ways"})
-
-    def _episode(self, random: np.random.Generator) -> Episode:
-        state, mode = random.uniform(-1, 1), random.choice([-1.0, 1.0])
-        actions = np.stack([np.full(self.length, state + mode), np.full(self.length, 3 - 2 * state)], axis=1)
-        return episode(np.full((self.length, 1), state), actions + self.noise * random.standard_normal(actions.shape))
 
 
 def episode(state: np.ndarray, actions: np.ndarray, **sensors: np.ndarray) -> Episode:
@@ -46,7 +24,7 @@ def episode(state: np.ndarray, actions: np.ndarray, **sensors: np.ndarray) -> Ep
     )
 
 
-def numbered(*lengths: int, **sensors: object) -> Demonstrations:
+def numbered(*lengths: int) -> Demonstrations:
     """Episode e: action (e, t) and state (t,) at time t."""
     episodes = tuple(
         episode(np.arange(length)[:, None], np.stack([np.full(length, e), np.arange(length)], axis=1)) for e, length in enumerate(lengths)
