@@ -15,7 +15,7 @@ from robot.evaluation.episodes import EpisodeResult, Job
 from robot.evaluation.pool import EnvPool
 from robot.evaluation.slot import Act, Answer, Command, Crash, Lost, Reset, Step
 from robot.execution import ChunkExecutor
-from robot.types import Policy
+from robot.types import ActionSpec, Policy
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -123,6 +123,9 @@ class EpisodeRunner:
         seed: Of the policy's noise.
         on_episode: Called with each result.
         on_picture: Called with each picture; None draws none.
+
+    Raises:
+        ValueError: If the policy's actions are not the environment's.
     """
 
     pool: EnvPool
@@ -132,6 +135,7 @@ class EpisodeRunner:
     on_picture: OnPicture | None = None
 
     def __post_init__(self) -> None:
+        _check_fit(self.policy.action, self.pool.source.action, self.pool.source.name)
         self._executor = ChunkExecutor(self.policy, seed=self.seed, device=_device_of(self.policy))
         self._jobs: deque[Job] = deque()
         self._courses: dict[int, _Course] = {}
@@ -224,6 +228,14 @@ class EpisodeRunner:
         self._results[result.key] = result
         if self.on_episode is not None:
             self.on_episode(result)
+
+
+def _check_fit(policy: ActionSpec, env: ActionSpec, name: str) -> None:
+    if policy != env:
+        told = [f"{spec.names} at {spec.control_rate_hz:g} Hz, rotation {spec.rotation}" for spec in (policy, env)]
+        raise ValueError(
+            f"the policy acts by {told[0]}; {name} takes {told[1]}; train it for this environment, or give its adapter the names"
+        )
 
 
 def _device_of(policy: Policy) -> torch.device | str:

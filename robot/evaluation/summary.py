@@ -138,8 +138,8 @@ def compare(first: Sequence[EpisodeResult], second: Sequence[EpisodeResult], *, 
     if not seeds:
         spans = [f"{min(found)} to {max(found)}" if found else "none" for found in outcomes]
         raise ConfigError(
-            f"{names[0]} (seeds {spans[0]}) and {names[1]} (seeds {spans[1]}) have no seed in common; a paired comparison needs both on the "
-            "same seeds"
+            f"{names[0]} (seeds {spans[0]}) and {names[1]} (seeds {spans[1]}) have no seed in common; a paired comparison needs both on "
+            "the same seeds"
         )
     table = PairedOutcomes.of(*([found[seed] for seed in seeds] for found in outcomes))
     return Comparison(first=names[0], second=names[1], seeds=seeds, table=table)
