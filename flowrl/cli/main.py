@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Protocol, cast
 
 from flowrl import __version__
-from flowrl.cli import configs, doctor, evaluate, pretrain, report, sample, train
+from flowrl.cli import compose, configs, doctor, evaluate, pretrain, record, report, rollout, sample, train
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,6 +34,9 @@ class Command(Protocol):
 COMMANDS = {
     "train": train,
     "pretrain": pretrain,
+    "record": record,
+    "rollout": rollout,
+    "compose": compose,
     "sample": sample,
     "evaluate": evaluate,
     "report": report,

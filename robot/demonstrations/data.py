@@ -30,6 +30,7 @@ class Episode:
         seed: That ``reset(seed=…)`` got; None if unknown.
         states: ``(time, …)``, the simulator's own state before each action, for replaying it; None where not kept.
         last: What was seen after the last action; None where not kept.
+        model: The simulator's model as text, which robomimic needs to replay robosuite's states; None where there is none.
 
     Raises:
         ValueError: If there is no step, the lengths differ, or an action or observation is not finite.
@@ -43,6 +44,7 @@ class Episode:
     seed: int | None = None
     states: NDArray[Any] | None = None
     last: Mapping[str, NDArray[Any]] | None = None
+    model: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "observations", {name: _narrow(value) for name, value in self.observations.items()})

@@ -74,6 +74,8 @@ def write_episode(group: Any, episode: Episode) -> None:
     group.attrs[SUCCESS] = episode.success
     if episode.seed is not None:
         group.attrs[SEED] = episode.seed
+    if episode.model is not None:
+        group.attrs["model_file"] = episode.model
     group.create_dataset("actions", data=episode.actions)
     group.create_dataset("rewards", data=episode.rewards)
     group.create_dataset("dones", data=episode.dones.astype(np.int64))
@@ -205,6 +207,7 @@ class RobomimicHDF5:
                 success=bool(group.attrs.get(SUCCESS, np.max(rewards, initial=0) >= 1)),
                 seed=int(group.attrs[SEED]) if SEED in group.attrs else None,
                 states=group["states"][()] if "states" in group else None,
+                model=group.attrs.get("model_file"),
                 last=None if following is None else {sensor: _steps(_child(following, sensor, place))[-1] for sensor in sensors},
             )
         except ValueError as error:
