@@ -14,7 +14,7 @@ SCENE = """
   <worldbody>
     <light pos="0 0 3"/>
     <camera name="above" pos="0 0 1"/>
-    <geom type="box" size=".1 .1 .1" rgba="1 0 0 1"/>
+    <geom type="box" size=".1 .1 .1" rgba="1 0 0 1" group="1"/>
   </worldbody>
 </mujoco>
 """

@@ -100,7 +100,8 @@ class RobosuiteTask:
 
     def model_xml(self) -> str:
         """The model, as Robomimic stores it (``model_file``)."""
-        return str(self.robosuite.sim.model.get_xml())
+        with quiet():  # it leaves a file open
+            return str(self.robosuite.sim.model.get_xml())
 
     def picture(self) -> NDArray[np.uint8]:
         """What ``render_camera`` sees, ``(render_size, render_size, 3)``.
