@@ -17,11 +17,11 @@ from robot.search.simplex import weight_label
 if TYPE_CHECKING:
     from robot.search.results import CompositionResult, Selection
 
-__all__ = ["REPORT_FILE", "findings", "percent", "points", "probability", "write_page"]
+__all__ = ["REPORT_FILE", "findings", "percent", "points", "probability", "signed_percent", "write_page"]
 
 REPORT_FILE = "report.html"
 SMALLEST_P = 1e-4
-CERTAIN = 0.05
+CERTAIN = 0.05  # below it a Holm-adjusted p-value counts
 
 
 def write_page(result: CompositionResult) -> Path:
@@ -52,7 +52,8 @@ def findings(result: CompositionResult) -> list[str]:
         notes = [f"{judged.title} is best on its own: composing gained nothing here."]
     else:
         against = judged.against
-        verdict = "better than" if against.low > 0 else "worse than" if against.high < 0 else "not told apart from"
+        sign = "better than" if against.difference > 0 else "worse than"
+        verdict = sign if against.p_holm < CERTAIN else "not told apart from"
         notes = [
             f"{judged.title}: {percent(judged.rate)} on {judged.summary.episodes} seeds{unseen}, {verdict} {best.title} "
             f"({percent(best.rate)}; difference {points(against.difference)}, {points(against.low)} to {points(against.high)}, "
@@ -69,7 +70,12 @@ def percent(value: float) -> str:
 
 def points(value: float) -> str:
     """A difference of rates: 0.07 -> ``+7.0 points``."""
-    return f"{100 * value:+.1f} points".replace("-", "−")
+    return f"{signed_percent(value)} points"
+
+
+def signed_percent(value: float) -> str:
+    """A difference of rates: 0.07 -> ``+7.0``."""
+    return f"{100 * value:+.1f}".replace("-", "−")
 
 
 def probability(value: float) -> str:
@@ -80,7 +86,7 @@ def probability(value: float) -> str:
 def _sampler_note(result: CompositionResult) -> str:
     """Whether a parent with the stochastic sampler alone does as well as the composition."""
     rows = [row for row in result.outcomes if row.arm.role == "sde" and row.rate >= result.judged.rate > result.best_parent.rate]
-    return f"{rows[0].title} reaches {percent(rows[0].rate)} without any composition: the sampler is what helps." if rows else ""
+    return f"{rows[0].title} reaches {percent(rows[0].rate)} without any composition: it may be the sampler that helps." if rows else ""
 
 
 def _selection_notes(selection: Selection) -> list[str]:
@@ -89,7 +95,7 @@ def _selection_notes(selection: Selection) -> list[str]:
         f"It showed {percent(selection.rate)} on the {selection.luck.trials} selection seeds that chose it. The best of "
         f"{selection.luck.candidates} equally good candidates would seem up to {points(selection.luck.independent)} better than it is "
         "there, so that figure is no result.",
-        f"The search took {selection.episodes} episodes, {saved:.0%} fewer than every candidate on every seed would.",
+        f"The search took {selection.episodes} episodes, {100 * saved:.0f} % fewer than every candidate on every seed would.",
     ]
 
 
@@ -110,6 +116,7 @@ def _context(result: CompositionResult) -> dict[str, Any]:
         "selection": selection,
         "candidates": _candidates(selection) if selection else [],
         "judged": judged,
+        "certain": CERTAIN,
         "prior": _prior(result),
         "signal": result.signal,
     }
