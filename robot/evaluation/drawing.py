@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["episode_charts", "interval_figure", "outcome_of", "seed_strip"]
 
-_WIDTH, _HEIGHT, _EDGE = 220, 22, 6  # pixels of an interval
+_WIDTH, _HEIGHT, _EDGE = 130, 22, 6  # pixels of an interval
 _COLUMNS, _CELL, _GAP, _LABEL = 50, 17, 3, 64  # of the strip of seeds
 _BINS = 8
 _FILL = {"success": "var(--c0)", "failure": "var(--rule)", "crashed": "var(--warn)"}

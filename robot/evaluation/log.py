@@ -12,13 +12,13 @@ from robot.evaluation.episodes import EpisodeResult
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["EPISODES_FILE", "EpisodeLog", "read_episodes"]
+__all__ = ["EPISODES_FILE", "EpisodeLog"]
 
 EPISODES_FILE = "episodes.jsonl"
 
 
 class EpisodeLog:
-    """The finished episodes of a run; a line that a crash cut off is dropped when the file is opened again."""
+    """The finished episodes of a run; a line that a crash cut off does not count, and is dropped before the next is written."""
 
     def __init__(self, path: Path) -> None:
         """Read what is there.
@@ -33,6 +33,7 @@ class EpisodeLog:
         self.results: dict[tuple[str, int], EpisodeResult] = {}
         self.seconds = 0.0
         """Wall time until the last episode ended, over all sittings."""
+        self._torn_at: int | None = None
         if path.exists():
             self._read()
 
@@ -45,6 +46,9 @@ class EpisodeLog:
         """
         self.results[result.key] = result
         self.seconds = seconds
+        if self._torn_at is not None:
+            os.truncate(self.path, self._torn_at)
+            self._torn_at = None
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(result.to_json() | {"seconds": round(seconds, 3)}, allow_nan=True) + "\n")
             file.flush()
@@ -53,9 +57,7 @@ class EpisodeLog:
     def _read(self) -> None:
         content = self.path.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
-            with self.path.open("rb+") as file:
-                file.truncate(len(whole))
+        self._torn_at = len(whole) if len(whole) < len(content) else None
         for number, text in enumerate(whole.splitlines(), start=1):
             try:
                 line = json.loads(text)
@@ -66,16 +68,3 @@ class EpisodeLog:
                 ) from error
             self.results[result.key] = result
             self.seconds = float(line.get("seconds", self.seconds))
-
-
-def read_episodes(folder: Path) -> list[EpisodeResult]:
-    """The results in a run folder, in the order in which they were written.
-
-    Raises:
-        CheckpointError: If there are none, or they cannot be read.
-    """
-    path = folder / EPISODES_FILE
-    results = list(EpisodeLog(path).results.values()) if path.is_file() else []
-    if not results:
-        raise CheckpointError(f"{folder} holds no finished episode in {EPISODES_FILE}; give the run_dir of a flowrl rollout")
-    return results

@@ -66,7 +66,7 @@ def write_report(
 
 
 def _warnings(content: Mapping[str, Any], rows: Sequence[tuple[str, Any]]) -> list[str]:
-    found = []
+    found = list(content["notes"])
     for name, row in rows:
         if row.crashed:
             found.append(f"{name}: {row.crashed} of {row.episodes} episodes crashed and count as no success; episodes.jsonl tells why.")

@@ -11,7 +11,8 @@ import torch
 from robot.types import ActionChunk, ActionSpec
 
 SPEC = ActionSpec(names=("x",), control_rate_hz=10)
-DONE, TIME_UP = 3, 6  # control steps
+TIME_UP = 6  # control steps
+DRIFT = 0.05  # per control step
 
 
 class Reach(gymnasium.Env):
@@ -33,7 +34,7 @@ class Reach(gymnasium.Env):
     def step(self, action):
         assert self.action_space.contains(action), action
         self.steps += 1
-        self.buffer += action  # in place: frames handed out before must not change
+        self.buffer += action + DRIFT  # in place: frames handed out before must not change
         self._misbehave("step")
         solved = bool(abs(self.buffer[0]) < 0.2)
         ended = solved and self.source.stop_on_success
