@@ -138,6 +138,8 @@ class FlowPolicy:
             name=self.name,
             action=self.action,
             horizon=self.horizon,
+            network=self.network,
+            predictor=self.process.predictor,
         )
 
     def act(self, observation: Observation, generator: RandomSource = None) -> ActionChunk:
@@ -179,6 +181,7 @@ class GPCPolicy:
         execute: Actions of a chunk to execute; None takes the fewest of any member with weight.
         every: For each policy, ask it at every so many denoising steps only; empty asks all at each.
         guidance: Terms on the composed velocity.
+        vmap: See :class:`robot.composition.Composer`.
 
     Raises:
         ValueError: If the policies cannot be composed, or a number is missing.
@@ -191,6 +194,7 @@ class GPCPolicy:
     execute_steps: int | None = None
     every: tuple[int, ...] = ()
     guidance: tuple[Guidance, ...] = ()
+    vmap: bool = False
 
     def __post_init__(self) -> None:
         count = len(self.policies)
@@ -265,7 +269,7 @@ class GPCPolicy:
                     start=self.first - policy.first,
                 )
             )
-        return Composer(members, operator=self.operator, guidance=self.guidance, clip=clip)
+        return Composer(members, operator=self.operator, guidance=self.guidance, clip=clip, vmap=self.vmap)
 
     def act(self, observation: Observation, generator: RandomSource = None, weights: Tensor | None = None) -> ActionChunk:
         """The next chunk for every row.

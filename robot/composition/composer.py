@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +19,8 @@ from robot.composition.loop import BoundComposition, Composed, Loop
 from robot.composition.member import Member, Weight
 from robot.composition.operators import OPERATORS
 from robot.composition.panel import seat
-from robot.composition.weights import checked_weights
+from robot.composition.stack import Stack
+from robot.composition.weights import checked_weights, is_zero
 
 if TYPE_CHECKING:
     from flowrl.flow import Dynamics
@@ -42,6 +44,8 @@ class Composer:
             baseline to beat).
         guidance: Terms on the composed velocity, in their order.
         clip: Bound on the composed data: so many normalised units around the middle of any member's range; None for none.
+        vmap: Call members of one architecture as one network; needs their conditions to be tensors of one shape, else they are called in
+            turn. The same numbers up to rounding.
 
     Raises:
         ValueError: If the weights are negative or do not sum to one, the operator is unknown, or the members cannot be composed.
@@ -53,6 +57,7 @@ class Composer:
     operator: str = "convex"
     guidance: Sequence[Guidance] = ()
     clip: float | None = None
+    vmap: bool = False
 
     def __post_init__(self) -> None:
         if not self.members:
@@ -72,6 +77,12 @@ class Composer:
     def shares(self) -> tuple[Weight, ...]:
         """The weights in use, one for each member."""
         return tuple(self.weights) if self.weights is not None else tuple(member.weight for member in self.members)
+
+    @cached_property
+    def stack(self) -> Stack | None:
+        """The members' networks as one, made once; None where they are called in turn."""
+        used = [member for member, share in zip(self.members, self.shares, strict=True) if not is_zero(share)]
+        return Stack(used) if self.vmap and len(used) > 1 else None
 
     def mismatch(self) -> dict[str, float]:
         """For each member ``max|log ρ|``: how far its dimensions are from sharing one noise level; 0 is exact, above 0.22 is warned of."""

@@ -21,9 +21,9 @@ from robot.composition.sampling import SamplerName, dynamics_of
 from robot.composition.weights import WeightTable, checked_rows, is_zero
 
 if TYPE_CHECKING:
-    from robot.normalise import NormStats
     from flowrl.flow import Dynamics
     from robot.composition.composer import Composer
+    from robot.normalise import NormStats
 
 __all__ = ["BoundComposition", "Composed", "Loop"]
 
@@ -90,7 +90,8 @@ class Loop:
         """The members bound to the observation, or to some rows of it, each row repeated for its particles."""
         chosen = torch.arange(self.batch).repeat_interleave(self._particles) if rows is None else rows
         same = rows is None and self._particles == 1
-        return Panel(self._seats_all, [c if same else take_rows(c, chosen) for c in self._conditions], self._asked)
+        conditions = [c if same else take_rows(c, chosen) for c in self._conditions]
+        return Panel(self._seats_all, conditions, self._asked, self.composer.stack if len(self._seats_all) == len(self.members) else None)
 
     def weights_at(self, t: float) -> Tensor:
         """``(member, batch or 1, horizon, dims)`` at one noise level."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowrl.errors import close_match
 from flowrl.flow import PREDICTIONS, AffinePath, VariancePreserving
@@ -47,6 +47,8 @@ class Member:
         clip: Bound on its own predicted data, normalised units; None for none. To clip the composition instead, see ``Composer``.
         base_noise: What its sampler starts from; only ``gaussian`` has a score.
         accept_terminal_snr: Sample although the schedule does not end at pure noise, as some training codes do; warns instead of refusing.
+        network: The module behind ``predict``, for ``Composer(vmap=True)`` alone.
+        predictor: ``predictor(network)`` is ``predict``; for ``Composer(vmap=True)`` alone.
 
     Raises:
         ValueError: For each of these out of range, with the remedy.
@@ -69,6 +71,8 @@ class Member:
     clip: float | None = None
     base_noise: Literal["gaussian", "uniform", "fixed"] = "gaussian"
     accept_terminal_snr: bool = False
+    network: nn.Module | None = None
+    predictor: Callable[[Any], Callable[[Tensor, Tensor, Any], Tensor]] | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in PREDICTIONS:

@@ -21,6 +21,8 @@ from robot.normalise import NormStats
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from robot.composition.stack import Stack
+
 
 __all__ = ["Panel", "Seat", "seat"]
 
@@ -81,20 +83,41 @@ def _alignment(member: Member, frame: NormStats, dims: list[int]) -> Alignment:
     return Alignment(torch.cat([aligned.ratio, ones]), torch.cat([aligned.shift, torch.zeros(member.private_dims)]))
 
 
+@dataclass(frozen=True)
+class _Query:
+    """One question to one member, in its own path coordinates.
+
+    Attributes:
+        own: Its part of the composed state.
+        x: The same in its path's coordinates and normalised units.
+        time: Its path's own time, ``(batch,)``.
+        ends: The path's coefficients ``(a, b)`` at that time.
+        exact: Whether its schedule reaches the noise level.
+    """
+
+    own: Tensor
+    x: Tensor
+    time: Tensor
+    ends: tuple[Tensor, Tensor]
+    exact: bool
+
+
 class Panel:
     """The members of a composition about one observation: encoded once, then asked at every denoising step."""
 
-    def __init__(self, seats: Sequence[Seat], conditions: Sequence[Any], rows: Sequence[Tensor | None]) -> None:
+    def __init__(self, seats: Sequence[Seat], conditions: Sequence[Any], rows: Sequence[Tensor | None], stack: Stack | None = None) -> None:
         """Bind members to what their encoders returned.
 
         Args:
             seats: The members.
             conditions: One for each.
             rows: For each, the rows of the batch that have a use for it; None for all.
+            stack: Networks of members that can be called as one; None calls them in turn.
         """
         self.seats = seats
         self._rows = rows
         self._conditions = [c if r is None else take_rows(c, r) for c, r in zip(conditions, rows, strict=True)]
+        self._stack = stack
         self._kept: dict[int, Tensor] = {}
         self._bad: dict[int, Tensor] = {}
         self.seconds = [0.0] * len(seats)
@@ -112,12 +135,18 @@ class Panel:
             ``(member, batch, horizon, dims)``, 0 where a member has no say.
         """
         result = x.new_zeros(len(self.seats), *x.shape)
+        parts = [place.own(x if rows is None else x[rows]) for place, rows in zip(self.seats, self._rows, strict=True)]
+        asked = [k for k, place in enumerate(self.seats) if not (step % place.member.every and k in self._kept)]
+        queries = {k: self._query(k, parts[k], t) for k in asked}
+        predictions = self._predictions(queries)
         for index, place in enumerate(self.seats):
-            rows = self._rows[index]
-            own = place.own(x if rows is None else x[rows])
-            velocity = self._timed(index, own, t, step).to(result)
+            if index in queries:
+                velocity = self._read(index, queries[index], predictions[index], t)
+            else:
+                velocity = (parts[index] - self._kept[index]) / t
+            rows, columns = self._rows[index], place.columns.to(x.device)
             target = result[index] if rows is None else result[index][rows]
-            target[:, place.steps, place.columns.to(x.device)] = velocity
+            target[:, place.steps, columns] = velocity.to(result)
             if rows is not None:
                 result[index, rows] = target
         return result
@@ -132,20 +161,8 @@ class Panel:
         if bad:
             raise NonFiniteError(f"{', '.join(bad)} predicted a number that is not finite; check its weights and its observation's units")
 
-    def _timed(self, index: int, own: Tensor, t: float, step: int) -> Tensor:
-        member = self.seats[index].member
-        if step % member.every and index in self._kept:
-            return (own - self._kept[index]) / t
-        started = _now(own)
-        velocity = self._ask(index, own, t)
-        self.seconds[index] += _now(own) - started
-        self.evaluations[index] += len(own)
-        if member.every > 1:
-            self._kept[index] = own - t * velocity
-        return velocity
-
-    def _ask(self, index: int, own: Tensor, t: float) -> Tensor:
-        """One network call: into the member's normalised units, noise level and path, and back."""
+    def _query(self, index: int, own: Tensor, t: float) -> _Query:
+        """Into the member's normalised units, noise level and path."""
         member, alignment = self.seats[index].member, self.seats[index].alignment
         time_i = float(alignment.time(torch.tensor(t, dtype=torch.float64)))
         state = alignment.state(own, torch.tensor(t, dtype=own.dtype))
@@ -154,20 +171,44 @@ class Panel:
         # Above its schedule a member takes the state for its noisiest: sampling starts from N(0, I) in the coordinates of its path.
         x = state * (a + b) if reached == time_i else state / math.hypot(time_i, 1 - time_i)
         own_time = member.path.own_time(reached).to(state.device)
-        own_time = own_time if not own_time.is_floating_point() else own_time.to(state.dtype)
-        prediction = member.predict(x, own_time.expand(len(x)), self._conditions[index])
-        if prediction.shape != x.shape:
-            raise ValueError(f"{member.label} was asked about {tuple(x.shape)} and answered {tuple(prediction.shape)}; both must be equal")
-        self._note(index, prediction)
-        ends = PREDICTIONS[member.kind](prediction.to(float_dtype(prediction, own)), x, a, b)
-        if alignment.identity and member.clip is None and reached == time_i:
-            return ends.velocity
-        data = ends.data if member.clip is None else ends.data.clamp(-member.clip, member.clip)
-        return (own - alignment.data(data)) / t
+        own_time = own_time.to(state.dtype) if own_time.is_floating_point() else own_time
+        return _Query(own, x, own_time.expand(len(x)), (a, b), exact=reached == time_i)
 
-    def _note(self, index: int, prediction: Tensor) -> None:
+    def _predictions(self, queries: dict[int, _Query]) -> dict[int, Tensor]:
+        """Every network's answer; those of one architecture in one call where that was asked for."""
+        if self._stack is not None and self._stack.fits(queries, self._conditions):
+            started = _now(next(iter(queries.values())).x)
+            answers = self._stack(queries, self._conditions)
+            for index, query in queries.items():
+                self._count(index, (_now(query.x) - started) / len(queries), len(query.x))
+            return answers
+        answers = {}
+        for index, query in queries.items():
+            started = _now(query.x)
+            answers[index] = self.seats[index].member.predict(query.x, query.time, self._conditions[index])
+            self._count(index, _now(query.x) - started, len(query.x))
+        return answers
+
+    def _read(self, index: int, query: _Query, prediction: Tensor, t: float) -> Tensor:
+        """From what a member predicted to its velocity in the composition's coordinates."""
+        member, alignment = self.seats[index].member, self.seats[index].alignment
+        if prediction.shape != query.x.shape:
+            raise ValueError(
+                f"{member.label} was asked about {tuple(query.x.shape)} and answered {tuple(prediction.shape)}; both must be equal"
+            )
         bad = ~torch.isfinite(prediction).all()
         self._bad[index] = bad | self._bad[index] if index in self._bad else bad
+        ends = PREDICTIONS[member.kind](prediction.to(float_dtype(prediction, query.x)), query.x, *query.ends)
+        data = ends.data if member.clip is None else ends.data.clamp(-member.clip, member.clip)
+        if member.every > 1:
+            self._kept[index] = alignment.data(data)
+        if alignment.identity and member.clip is None and query.exact:
+            return ends.velocity
+        return (query.own - alignment.data(data)) / t
+
+    def _count(self, index: int, seconds: float, rows: int) -> None:
+        self.seconds[index] += seconds
+        self.evaluations[index] += rows
 
 
 def _now(like: Tensor) -> float:

@@ -124,7 +124,7 @@ def test_weights_that_do_not_sum_to_one_are_refused(weights):
 
 
 def test_a_negative_weight_is_refused_and_guidance_named():
-    with pytest.raises(ValueError, match="must be >= 0 and finite, got .*guidance"):
+    with pytest.raises(ValueError, match=r"must be >= 0 and finite, got .*guidance"):
         Composer([gaussian(0, 1), gaussian(1, 1)], (-0.5, 1.5))
 
 
