@@ -42,7 +42,7 @@ def simulators() -> list[str]:
 
 
 def robot_parts(component: Any) -> list[str]:
-    """What the parts of a config say stands in their way (every part may have a method ``problems``), each with its place in the config.
+    """What the parts of a config say stands in their way (a part may have a method ``problems``), each with its place in the config.
 
     Args:
         component: What the config describes.
@@ -51,12 +51,13 @@ def robot_parts(component: Any) -> list[str]:
 
     found = []
     for place, part in _parts(component, "config"):
-        if callable(getattr(part, "problems", None)):
+        if hasattr(part, "problems"):
             problems = part.problems()
-            say(row(place, f"{getattr(part, 'name', type(part).__name__)}: {'does not run here' if problems else 'runs here'}"))
+            name = getattr(part, "name", type(part).__name__)
+            say(row(place, f"{name} {'does not run here' if problems else 'runs here'}"))
             found += [f"{place}: {problem}" for problem in problems]
-    if getattr(component, "videos", 0) and getattr(getattr(component, "env", None), "opengl", False):
-        found += [problem for problem in _drawing() if not any(problem in known for known in found)]
+    if getattr(component, "videos", 0) and any(getattr(part, "opengl", False) for _, part in _parts(component, "config", inside=True)):
+        found += [f"config.videos: {problem}; or set videos=0" for problem in _drawing() if not any(problem in known for known in found)]
     return found
 
 
@@ -72,15 +73,15 @@ def _drawing() -> list[str]:
     return problems
 
 
-def _parts(component: Any, place: str) -> Iterator[tuple[str, Any]]:
-    """The component and all that it is made of, with their places."""
+def _parts(component: Any, place: str, *, inside: bool = False) -> Iterator[tuple[str, Any]]:
+    """The component and all that it is made of, with their places; what speaks for its own parts is opened only if asked for."""
     if not dataclasses.is_dataclass(component):
         return
     yield place, component
+    if hasattr(component, "problems") and not inside:
+        return
     for field in dataclasses.fields(component):
         value = getattr(component, field.name)
-        if isinstance(value, (tuple, list)):
-            for index, inner in enumerate(value):
-                yield from _parts(inner, f"{place}.{field.name}[{index}]")
-        else:
-            yield from _parts(value, f"{place}.{field.name}")
+        several = isinstance(value, (tuple, list))
+        for index, inner in enumerate(value if several else [value]):
+            yield from _parts(inner, f"{place}.{field.name}[{index}]" if several else f"{place}.{field.name}", inside=inside)

@@ -28,6 +28,8 @@ Actions: TypeAlias = Iterator[NDArray[np.float32]]
 OPEN, CLOSE = -1.0, 1.0
 ABOVE_MIDDLE_M = 0.012
 """Where the fingers take the can; lower, its top would touch the palm."""
+PEG_BEARING = 0.13
+"""Direction from the robot's base to the square peg, rad."""
 HANDLE_M = 0.054
 """From the middle of the nut to that of its handle, along the nut's x-axis."""
 
@@ -176,7 +178,7 @@ class SquareExpert(ScriptedExpert):
     def attempt(self) -> Actions:
         """One grasp and one insertion."""
         nut, peg = self.hand.body("SquareNut_main"), self.hand.body("peg1").position
-        side, goal, final = peg_approach(nut.yaw)
+        side, goal, final = peg_approach(nut.yaw, self.hand.bearing(nut))
         height = 1.0 + self.style.carry_m
         yield from self.grasp(lambda: nut.point(np.array([HANDLE_M, 0, 0])), lambda: nut.yaw + side)
         yield from self.rise(height, CLOSE)
@@ -186,29 +188,31 @@ class SquareExpert(ScriptedExpert):
             excess = self.hand.wrist + shortest - final
             return shortest - 2 * math.pi * round(excess / (2 * math.pi))  # the way round that the wrist can go
 
-        for above, within in ((height, 0.004), (0.9, 0.006)):
-            yield from self.carry(nut, np.array([*peg[:2], above]), turn, within=within)
+        for above, within, patience in ((height, 0.004, 120), (0.9, 0.012, 40)):
+            yield from self.carry(nut, np.array([*peg[:2], above]), turn, within=within, patience=patience)
         yield from self.hold(OPEN, 8)
         yield from self.rise(height, OPEN)
 
 
-def peg_approach(yaw: float) -> tuple[float, float, float]:
+def peg_approach(yaw: float, bearing: float) -> tuple[float, float, float]:
     """How to grasp a nut so that the wrist can also bring it onto the peg.
 
-    The hand turns from 1.9 rad right to 2.6 rad left of straight ahead. The handle may end up pointing at the robot or sideways; pointing
-    away from it, the hand would be out of reach.
+    The wrist turns from 1.9 rad right to 2.6 rad left of the direction from the robot's base to the hand. The handle may end up pointing
+    at the robot or sideways; pointing away from it, the hand would be out of reach.
 
     Args:
         yaw: Direction of the handle now, rad.
+        bearing: Direction from the robot's base to the nut, rad.
 
     Returns:
-        Direction in which the fingers open relative to the handle's, direction of the handle on the peg, and turn of the wrist there.
+        Direction in which the fingers open relative to the handle's, direction of the handle on the peg, and turn of the hand there.
     """
     found = []
     for side in (-math.pi / 2, math.pi / 2):
-        wrist = wrapped(yaw + side - FORWARD)
+        begin = bearing + wrapped(yaw + side - FORWARD - bearing)
         for goal, effort in ((math.pi, 0.0), (math.pi / 2, 0.4), (-math.pi / 2, 0.4)):
             turn = wrapped(goal - yaw)
-            if all(-1.9 < angle < 2.6 for angle in (wrist, wrist + turn)):  # noqa: PLR2004
-                found.append((abs(wrist) + 0.5 * abs(wrist + turn) + 0.3 * abs(turn) + effort, (side, goal, wrist + turn)))
+            end = begin + turn
+            if all(-1.9 < angle < 2.6 for angle in (begin - bearing, end - PEG_BEARING)):  # noqa: PLR2004
+                found.append((abs(begin) + 0.5 * abs(end) + 0.3 * abs(turn) + effort, (side, goal, end)))
     return min(found)[1]

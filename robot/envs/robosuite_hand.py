@@ -96,6 +96,10 @@ class Hand:
         """An object by its name in the model."""
         return Body(self._data, self._model.body(name).id)
 
+    def bearing(self, thing: Body) -> float:
+        """Direction from the robot's base to an object seen from above, rad."""
+        return _direction(thing.position - np.array(self.robosuite.robots[0].base_pos))
+
     def is_near(self, thing: Body, metres: float) -> bool:
         """Whether an object is about where the fingers are."""
         return math.dist(thing.position, self.position) < metres

@@ -1,7 +1,12 @@
+import importlib.metadata
+import importlib.util
+import json
+
 import pytest
 
 from flowrl.cli import doctor
 from flowrl.cli.main import main
+from robot.envs import check, needs
 
 CONFIG = "image/digits_g2rpo"
 
@@ -84,3 +89,101 @@ def test_a_model_of_a_hub_has_unknown_size_but_is_no_problem(capsys):
 def test_a_pretraining_config_is_checked_too(capsys):
     status, text = printed(capsys, "image/digits_pretrain")
     assert (status, "is valid: Pretrain" in text) == (0, True)
+
+
+@pytest.fixture
+def libraries(monkeypatch):
+    """Pretend which versions are installed."""
+
+    def pretend(**versions):
+        def version(name):
+            if name not in versions:
+                raise importlib.metadata.PackageNotFoundError(name)
+            return versions[name]
+
+        monkeypatch.setattr(importlib.metadata, "version", version)
+        monkeypatch.setattr(needs, "version", version)
+        monkeypatch.setattr(needs, "find_spec", lambda module: module in versions)
+
+    return pretend
+
+
+@pytest.fixture
+def robot_config(tmp_path):
+    """A file that describes a component of robots."""
+
+    def write(**fields):
+        file = tmp_path / "robot.yaml"
+        file.write_text(json.dumps(fields))
+        return str(file)
+
+    return write
+
+
+def test_every_robot_extra_has_a_row_and_an_absent_one_the_command_that_installs_it(capsys, monkeypatch):
+    monkeypatch.setitem(check.EXTRAS, "robomimic", (check.Library("no_such_module"),))
+    status, text = printed(capsys)
+    assert status == 0
+    for extra in ("robot", "pusht", "metaworld", "robosuite", "robomimic"):
+        assert f"\nextra {extra} " in text
+    assert "extra robomimic        absent; pip install 'flowrl-torch[robomimic]'" in text
+
+
+def test_a_mujoco_that_robosuite_cannot_use_is_to_be_mended(capsys, libraries, monkeypatch):
+    monkeypatch.setattr(doctor, "_environment", list)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda module: module in {"robosuite", "mujoco", "gymnasium"})
+    libraries(robosuite="1.5.2", mujoco="4.0.0", gymnasium="1.4.0")
+    status, text = printed(capsys)
+    assert status == 2
+    assert "extra robosuite        robosuite 1.5.2, mujoco 4.0.0, gymnasium 1.4.0; mujoco 4.0.0 does not work here" in text
+    assert "problem: extra robosuite: mujoco 4.0.0 does not work here, it takes >=3.3,<3.10" in text
+    assert "extra metaworld        absent" in text
+
+
+def test_robots_starts_the_simulators_and_draws(capsys, monkeypatch):
+    monkeypatch.setattr(check, "SIMULATORS", ("robosuite", "pusht"))
+    monkeypatch.setattr(check, "extra_problems", lambda extra: [])
+    monkeypatch.setattr(check, "installed", lambda extra: "1.0")
+    monkeypatch.setattr(check, "import_problem", {"robosuite": None, "gym_pusht": "OSError: libSDL"}.get)
+    monkeypatch.setattr(check, "gl_problems", lambda: ["MuJoCo cannot draw"])
+    status, text = printed(capsys, "--robots")
+    assert status == 2
+    for line in (
+        "\nrobosuite              starts",
+        "\ngym_pusht              fails",
+        "\ndrawing                fails",
+        "problem: gym_pusht is installed and fails (OSError: libSDL); pip install --force-reinstall 'flowrl-torch[pusht]'",
+        "problem: MuJoCo cannot draw",
+    ):
+        assert line in text
+
+
+def test_without_robots_no_simulator_is_tried(capsys, monkeypatch):
+    monkeypatch.setattr(check, "tried", lambda *arguments: pytest.fail("started a process"))
+    assert printed(capsys)[0] == 0
+
+
+@pytest.mark.parametrize(("problems", "status", "says"), [([], 0, "Lift runs here"), (["no mujoco"], 2, "Lift does not run here")])
+def test_the_environment_of_a_config_is_asked_what_is_wrong(capsys, monkeypatch, robot_config, problems, status, says):
+    monkeypatch.setattr("robot.envs.robosuite.extra_problems", lambda extra: problems)
+    env = {"target": "robot.envs.Robosuite", "task": "Lift"}
+    found, text = printed(capsys, robot_config(target="robot.demonstrations.Recording", env=env, out="x.hdf5", seeds="0:2"))
+    assert found == status
+    assert f"config.env             {says}" in text
+    assert ("problem: config.env: no mujoco" in text) == bool(problems)
+
+
+def test_videos_need_something_to_draw_with(capsys, monkeypatch, robot_config):
+    monkeypatch.setattr("robot.envs.robosuite.extra_problems", lambda extra: [])
+    monkeypatch.setattr(check, "installed", lambda extra: "1.0")
+    monkeypatch.setattr(check, "extra_problems", lambda extra: [])
+    monkeypatch.setattr(check, "gl_problems", lambda: ["MuJoCo cannot draw"])
+    rollout = {
+        "target": "robot.evaluation.Rollout",
+        "env": {"target": "robot.envs.NoisySensors", "env": {"target": "robot.envs.Robosuite"}},
+        "policy": {"target": "robot.envs.toy_policy.ToyPolicy", "bias": 0.1},
+        "run_dir": "runs/x",
+    }
+    status, text = printed(capsys, robot_config(**rollout))
+    assert (status, "problem: config.videos: MuJoCo cannot draw; or set videos=0" in text) == (2, True)
+    assert printed(capsys, robot_config(**rollout, videos=0))[0] == 0
