@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 __all__ = ["POLICY_FILE", "PolicyFile", "find_policy", "load_policy", "read_recipe", "read_training", "save_policy"]
 
 POLICY_FILE = "policy.safetensors"
-_FORMAT, _VERSION = "flowrl.policy", 1
+_CARD, _VERSION = "flowrl.policy", 1
 _PARTS = ("encoder", "network")
+_SHOWN = 2  # lines of torch's message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,12 +117,12 @@ def save_policy(
     }
     tensors |= {"action.offset": stats.offset, "action.scale": stats.scale}
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    texts = {"recipe": json.dumps(describe(recipe)), "training": json.dumps(describe(training or {}))}
-    metadata = {"format": _FORMAT, "version": str(_VERSION), **texts, "sha256": _digest(tensors, texts)}
+    card: dict[str, Any] = {"version": _VERSION, "recipe": describe(recipe), "training": describe(training or {})}
+    card["sha256"] = _digest(tensors, card)
     part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, part, metadata=metadata)
+        save_file(tensors, part, metadata={_CARD: json.dumps(card)})  # one entry: safetensors shuffles several
         descriptor = os.open(part, os.O_RDONLY)
         os.fsync(descriptor)
         os.close(descriptor)
@@ -142,8 +143,8 @@ def load_policy(path: str | Path, device: torch.device | str = "cpu") -> FlowPol
         CheckpointError: If the file is missing, truncated, altered, of a newer version or no policy of flowrl.
     """
     path = find_policy(path)
-    tensors, texts = _read(path)
-    recipe = _recipe(path, texts["recipe"])
+    tensors, card = _read(path)
+    recipe = _recipe(path, card)
     with torch.random.fork_rng(devices=[]):  # fresh weights are drawn and thrown away
         modules = recipe.build()
     try:
@@ -152,7 +153,8 @@ def load_policy(path: str | Path, device: torch.device | str = "cpu") -> FlowPol
             module.load_state_dict({name.removeprefix(f"{part}."): value for name, value in tensors.items() if name.startswith(f"{part}.")})
             module.requires_grad_(requires_grad=False).eval().to(device)
     except (KeyError, RuntimeError, ValueError) as error:
-        raise CheckpointError(f"the weights in {path} do not fit the policy that it describes: {error}") from error
+        problem = "; ".join(line.strip() for line in str(error).splitlines()[:_SHOWN])
+        raise CheckpointError(f"the weights in {path} do not fit the policy that it describes: {problem}") from error
     return recipe.policy(*modules, stats)
 
 
@@ -163,7 +165,7 @@ def read_recipe(path: str | Path) -> Recipe:
         CheckpointError: If the file is missing, truncated or no policy.
     """
     path = find_policy(path)
-    return _recipe(path, _metadata(path)["recipe"])
+    return _recipe(path, _card(path))
 
 
 def read_training(path: str | Path) -> dict[str, Any]:
@@ -172,10 +174,11 @@ def read_training(path: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: If the file is missing, truncated or no policy.
     """
-    return dict(json.loads(_metadata(find_policy(path))["training"]))
+    return dict(_card(find_policy(path))["training"])
 
 
-def _metadata(path: Path) -> dict[str, str]:
+def _card(path: Path) -> dict[str, Any]:
+    """What the file says about itself."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -183,36 +186,41 @@ def _metadata(path: Path) -> dict[str, str]:
             metadata = dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is truncated or no safetensors file ({error}); copy it again, or train again") from error
-    if metadata.get("format") != _FORMAT:
+    if _CARD not in metadata:
         raise CheckpointError(f"{path} holds no policy of flowrl; policies of other libraries are loaded through robot.adapters")
-    if int(metadata.get("version", 0)) > _VERSION:
-        raise CheckpointError(f"{path} is of version {metadata['version']}, this flowrl reads up to {_VERSION}; install a newer one")
-    return metadata
+    try:
+        card = dict(json.loads(metadata[_CARD]))
+        version, _ = int(card["version"]), (card["recipe"], card["training"], card["sha256"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} describes a policy that cannot be read: {error!r}") from error
+    if version > _VERSION:
+        raise CheckpointError(f"{path} is of version {version}, this flowrl reads up to {_VERSION}; install a newer one")
+    return card
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     from safetensors.torch import load_file
 
-    metadata = _metadata(path)
-    tensors = load_file(path)
-    texts = {name: metadata[name] for name in ("recipe", "training")}
-    if _digest(tensors, texts) != metadata.get("sha256"):
+    card, tensors = _card(path), load_file(path)
+    if _digest(tensors, card) != card["sha256"]:
         raise CheckpointError(f"{path} was altered after it was written: its fingerprint does not fit; copy it again, or train again")
-    return tensors, texts
+    return tensors, card
 
 
-def _recipe(path: Path, text: str) -> Recipe:
+def _recipe(path: Path, card: Mapping[str, Any]) -> Recipe:
     try:
-        recipe = instantiate(json.loads(text), "recipe")
-    except (ConfigError, json.JSONDecodeError) as error:
+        recipe = instantiate(card["recipe"], "recipe")
+    except ConfigError as error:
         raise CheckpointError(f"{path} describes a policy that cannot be built here: {error}") from error
     if not isinstance(recipe, Recipe):
         raise CheckpointError(f"{path} describes a {type(recipe).__name__}, not a policy")
     return recipe
 
 
-def _digest(tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> str:
-    digest = hashlib.sha256(json.dumps(dict(sorted(texts.items()))).encode())
+def _digest(tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> str:
+    """Fingerprint of the weights, and of all that the card says but the fingerprint itself."""
+    said = {name: value for name, value in card.items() if name != "sha256"}
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
     for name, value in sorted(tensors.items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.flatten().view(torch.uint8).numpy().data)

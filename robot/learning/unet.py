@@ -21,7 +21,7 @@ class ActionUNet:
     Attributes:
         channels: Per level, fine to coarse; each level but the last halves the number of steps.
         kernel: Steps that a convolution sees, odd.
-        groups: Of the group normalisation; divides every number of channels.
+        groups: Of the group normalisation; every number of channels is a multiple of it, at least twice as large.
         time_width: Of the embedding of time, even.
 
     Raises:
@@ -37,8 +37,8 @@ class ActionUNet:
         require_positive(self, "channels", "kernel", "groups", "time_width")
         if self.kernel % 2 == 0 or self.time_width % 2:
             raise ValueError(f"ActionUNet needs an odd kernel and an even time_width, got {self.kernel} and {self.time_width}")
-        if any(channels % self.groups for channels in self.channels):
-            raise ValueError(f"groups must divide every number of channels, got groups={self.groups} and channels={self.channels}")
+        if any(channels % self.groups or channels == self.groups for channels in self.channels):  # one channel at one step would become 0
+            raise ValueError(f"channels must be multiples of groups and larger, got channels={self.channels} and groups={self.groups}")
 
     def build(self, dof: int, horizon: int, features: int) -> nn.Module:
         """See :class:`robot.learning.blocks.NetworkConfig`.
