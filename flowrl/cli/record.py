@@ -2,7 +2,7 @@
 
 Examples:
   flowrl record robot/record_metaworld_push
-  flowrl record robot/record_metaworld_push env.task=drawer-open out=data/drawer.hdf5 seeds=0:50 workers=2
+  flowrl record robot/record_metaworld_push env.task=drawer-open out=runs/demonstrations/drawer.hdf5 seeds=0:50 workers=2
   flowrl record robot/record_metaworld_push --resume
 """
 
