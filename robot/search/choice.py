@@ -45,7 +45,7 @@ def smooth_best(first_weights: Sequence[float], successes: Sequence[int], trials
     """The maximum over [0, 1] of a parabola fitted to the logit of success, for two members.
 
     Weighted least squares on empirical logits ``log((k + ½)/(n − k + ½))`` with their inverse variances: neighbouring weights vouch
-    for each other, so one lucky candidate does not decide.
+    for each other, so one lucky candidate does not decide. Where the true curve is no parabola, the maximum is shifted.
 
     Args:
         first_weights: The first member's weight of each candidate, in [0, 1].
