@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -40,7 +41,7 @@ class Alignment:
     ratio: Tensor
     shift: Tensor
 
-    @property
+    @cached_property
     def common_ratio(self) -> float:
         """Geometric mean of ρ over the dimensions: sets the noise level."""
         return math.exp(float(self.ratio.double().log().mean()))
@@ -51,12 +52,12 @@ class Alignment:
         logs = self.ratio.double().log()
         return float((logs - logs.mean()).abs().max())
 
-    @property
+    @cached_property
     def identity(self) -> bool:
         """Whether the member's coordinates are the composition's."""
         return bool((self.ratio == 1).all() and (self.shift == 0).all())
 
-    def time(self, t: Tensor) -> Tensor:
+    def time(self, t: float) -> float:
         """The member's noise level at the composition's ``t``."""
         if self.identity:
             return t
@@ -70,8 +71,8 @@ class Alignment:
         ratio = self.common_ratio
         return t / (t + ratio * (1 - t))
 
-    def state(self, x: Tensor, t: Tensor) -> Tensor:
-        """The member's rectified-flow state, ``(batch, horizon, dims)``; ``t`` broadcasts over it."""
+    def state(self, x: Tensor, t: float) -> Tensor:
+        """The member's rectified-flow state, ``(batch, horizon, dims)``."""
         if self.identity:
             return x
         return (self.ratio.to(x) * x + (1 - t) * self.shift.to(x)) / (1 - t + self.common_ratio * t)

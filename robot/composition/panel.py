@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -36,16 +36,19 @@ class Seat:
         steps: Of the composed chunk.
         columns: Of the composed state, its private ones last, ``(dims,)``.
         alignment: From the composition's coordinates to its own.
+        whole: Whether its columns are all of the composed state, in its order.
     """
 
     member: Member
     steps: slice
     columns: Tensor
     alignment: Alignment
+    whole: bool = False
 
     def own(self, x: Tensor) -> Tensor:
         """Its part of a composed state, ``(batch, horizon, dims)``."""
-        return x[:, self.steps].index_select(2, self.columns.to(x.device))
+        part = x[:, self.steps]
+        return part if self.whole else part.index_select(2, self.columns.to(x.device))
 
 
 def seat(members: Sequence[Member], frame: NormStats, horizon: int) -> list[Seat]:
@@ -72,7 +75,7 @@ def seat(members: Sequence[Member], frame: NormStats, horizon: int) -> list[Seat
         columns = torch.tensor([*dims, *range(private, private + member.private_dims)])
         private += member.private_dims
         seats.append(Seat(member, slice(member.start, stop), columns, _alignment(member, frame, list(dims))))
-    return seats
+    return [replace(place, whole=torch.equal(place.columns, torch.arange(private))) for place in seats]
 
 
 def _alignment(member: Member, frame: NormStats, dims: list[int]) -> Alignment:
@@ -146,7 +149,10 @@ class Panel:
                 velocity = (parts[index] - self._kept[index]) / t
             rows, columns = self._rows[index], place.columns.to(x.device)
             target = result[index] if rows is None else result[index][rows]
-            target[:, place.steps, columns] = velocity.to(result)
+            if place.whole:
+                target[:, place.steps] = velocity
+            else:
+                target[:, place.steps, columns] = velocity.to(result)
             if rows is not None:
                 result[index, rows] = target
         return result
@@ -164,8 +170,8 @@ class Panel:
     def _query(self, index: int, own: Tensor, t: float) -> _Query:
         """Into the member's normalised units, noise level and path."""
         member, alignment = self.seats[index].member, self.seats[index].alignment
-        time_i = float(alignment.time(torch.tensor(t, dtype=torch.float64)))
-        state = alignment.state(own, torch.tensor(t, dtype=own.dtype))
+        time_i = alignment.time(t)
+        state = alignment.state(own, t)
         reached = min(time_i, member.largest_time)
         a, b = member.path.flow_coefficients(reached, state)
         # Above its schedule a member takes the state for its noisiest: sampling starts from N(0, I) in the coordinates of its path.
