@@ -1,4 +1,4 @@
-"""Stand-ins for hosts that cannot be installed beside flowrl: the real class, method and argument names, shapes and schedules, tiny networks.
+"""Stand-ins for hosts that do not install beside flowrl: real class, method and argument names, shapes and schedules, tiny networks.
 
 Written from the public sources: huggingface/lerobot 0.4.4 and 0.6.2, real-stanford/diffusion_policy 5ba07ac, robomimic 0.5.0.
 """
@@ -75,7 +75,12 @@ class DiffusionPolicy(nn.Module):
         super().__init__()
         images = {f"observation.images.{index}": None for index in range(cameras)}
         self.config = SimpleNamespace(
-            n_obs_steps=2, horizon=16, n_action_steps=8, dof=dof, image_features=images, input_features={"observation.state": None, **images}
+            n_obs_steps=2,
+            horizon=16,
+            n_action_steps=8,
+            dof=dof,
+            image_features=images,
+            input_features={"observation.state": None, **images},
         )
         self.diffusion = DiffusionModel(self.config, noise_scheduler, steps or noise_scheduler.config.num_train_timesteps)
 

@@ -1,4 +1,4 @@
-"""Stand-ins for DPPO cc7234a, ReinFlow aed2819, LeRobot's pi0, pi05 and smolvla, and openpi 15a9616: real names, shapes, schedules, loops."""
+"""Stand-ins for DPPO cc7234a, ReinFlow aed2819, LeRobot's pi0, pi05 and smolvla, and openpi 15a9616: real names, shapes, loops."""
 
 from collections import namedtuple
 from types import SimpleNamespace
@@ -30,7 +30,9 @@ class ConditionedMLP(nn.Module):
 class DiffusionModel(nn.Module):
     """Posterior means with clipped data, as DDPM (arXiv:2006.11239, Eq. 7), or DDIM with ε recomputed after clipping."""
 
-    def __init__(self, network, *, horizon_steps=4, action_dim=2, denoising_steps=20, use_ddim=False, ddim_steps=None, predict_epsilon=True):
+    def __init__(
+        self, network, *, horizon_steps=4, action_dim=2, denoising_steps=20, use_ddim=False, ddim_steps=None, predict_epsilon=True
+    ):
         super().__init__()
         self.network, self.horizon_steps, self.action_dim, self.denoising_steps = network, horizon_steps, action_dim, denoising_steps
         self.predict_epsilon, self.use_ddim, self.ddim_steps = predict_epsilon, use_ddim, ddim_steps
@@ -267,5 +269,7 @@ class OpenPiPolicy:
         tensors = {key: torch.from_numpy(np.array(inputs[key]))[None] for key in ("state", "tokenized_prompt", "tokenized_prompt_mask")}
         nested = {part: {k: torch.from_numpy(np.array(v))[None] for k, v in inputs[part].items()} for part in ("image", "image_mask")}
         with torch.no_grad():
-            actions = self._model.sample_actions("cpu", OpenPiObservation.from_dict({**tensors, **nested}), noise=torch.from_numpy(noise)[None])
+            actions = self._model.sample_actions(
+                "cpu", OpenPiObservation.from_dict({**tensors, **nested}), noise=torch.from_numpy(noise)[None]
+            )
         return self._output_transform({"state": inputs["state"], "actions": actions[0].numpy()})

@@ -152,7 +152,13 @@ def test_a_normaliser_that_is_not_affine_is_refused():
 
 @pytest.mark.parametrize(
     ("way", "flags", "first"),
-    [("global", {}, 2), ("global", {"oa_step_convention": True}, 1), ("local", {}, 2), ("cond", {"oa_step_convention": True}, 1), ("inpaint", {}, 2)],
+    [
+        ("global", {}, 2),
+        ("global", {"oa_step_convention": True}, 1),
+        ("local", {}, 2),
+        ("cond", {"oa_step_convention": True}, 1),
+        ("inpaint", {}, 2),
+    ],
 )
 @pytest.mark.parametrize("kind", ["DDPM", "DDIM"])
 def test_every_way_to_condition_diffusion_policy_gives_its_own_actions(way, flags, first, kind):
@@ -202,7 +208,9 @@ def test_the_image_policy_takes_its_sensors_from_its_normaliser():
     torch.manual_seed(2)
     with torch.no_grad():
         expected = policy.host.predict_action(dict(observation.values))
-    torch.testing.assert_close(policy.act(observation, torch.Generator().manual_seed(2)).to_execute(4), expected["action"], rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        policy.act(observation, torch.Generator().manual_seed(2)).to_execute(4), expected["action"], rtol=0, atol=1e-5
+    )
 
 
 def test_a_low_dimensional_policy_needs_to_know_what_its_vector_joins():

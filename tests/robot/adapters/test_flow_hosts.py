@@ -249,7 +249,11 @@ def test_openpi_alone_is_what_its_policy_infers(openpi):
     expected = []
     for row in range(2):
         picture = (observation.values["agentview"][row, 0] * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-        request = {"observation/state": observation.values["state"][row, 0].numpy(), "observation/image": picture, "prompt": "open the drawer"}
+        request = {
+            "observation/state": observation.values["state"][row, 0].numpy(),
+            "observation/image": picture,
+            "prompt": "open the drawer",
+        }
         expected.append(torch.as_tensor(policy.host.infer(request, noise=noise[row].numpy())["actions"]))
     chunk = policy.act(observation, seeded_generator(4))
     torch.testing.assert_close(chunk.values, torch.stack(expected).float(), rtol=0, atol=2e-6)
