@@ -1,5 +1,6 @@
 """Prop. 4.2 of GPC as an inequality (G8): true endpoint error ≤ Grönwall bound ≤ its Cauchy–Schwarz form."""
 
+import itertools
 import math
 
 import pytest
@@ -18,7 +19,7 @@ def endpoint(mean, ratio, start, steps=1000):
     grid = torch.linspace(ratio, 0, steps + 1, dtype=torch.float64)
     times = grid / (1 + grid)
     x = torch.tensor([[start]], dtype=torch.float64) * (1 - times[0])
-    for t, s in zip(times[:-1], times[1:], strict=True):
+    for t, s in itertools.pairwise(times):
         x = ode.transition(field(x, t), x, t, s).mean
     return float(x)
 

@@ -97,9 +97,8 @@ def check_findings(name, run_dir, episodes):
 def test_rollouts_give_the_closed_form_and_the_search_picks_the_best_weight(name, tmp_path):
     result = check_findings(name, tmp_path, 200)
     assert max(truth(FINDINGS[name], w / 10) for w in range(11)) - truth(FINDINGS[name], result.weights[0]) < 0.03
-    assert result.selection.smooth_best == pytest.approx(
-        min(1.0, {"both decent": 0.5, "one useless": 1.0, "one stronger": 0.75}[name]), abs=0.1
-    )
+    smooth = {"both decent": 0.5, "one useless": 1.0, "one stronger": 0.82}  # the parabola's own maximum on the exact curve
+    assert result.selection.smooth_best == pytest.approx(smooth[name], abs=0.1)
 
 
 @pytest.mark.slow
@@ -111,7 +110,7 @@ def test_two_thousand_rollouts_a_weight_give_the_closed_form(name, tmp_path):
 
 @pytest.mark.parametrize("name", FINDINGS)
 def test_with_many_seeds_the_race_ends_at_exactly_the_best_weight(name):
-    """The same policies and race without the environment: 0.9 and 1.0 of the second finding differ by 0.6 points, which takes many seeds."""
+    """The same policies without the environment: 0.9 and 1.0 of the second finding differ by 0.6 points, which takes many seeds."""
     candidates, policy = lattice(2), composition(FINDINGS[name]).load()
 
     def try_out(chosen, seeds):
@@ -247,18 +246,19 @@ def comparable(run_dir):
     return results
 
 
-@pytest.mark.parametrize("after", [0, 37, 200])
-def test_a_search_that_was_stopped_goes_on_to_the_same_result(after, tmp_path, monkeypatch):
+def test_a_search_that_was_stopped_goes_on_to_the_same_result(tmp_path, monkeypatch):
     search(tmp_path / "whole").run()
-    with monkeypatch.context() as patch:
-        stop = StopAfter(after)
-        stop.real = arena_module.run_episodes
-        patch.setattr(arena_module, "run_episodes", stop)
-        with pytest.raises(KeyboardInterrupt):
-            search(tmp_path / "stopped").run()
-    result = search(tmp_path / "stopped").run(resume=True)
-    assert comparable(tmp_path / "stopped") == comparable(tmp_path / "whole")
-    assert result.ran == len(read_episodes(tmp_path / "whole")) - after
+    for after in (0, 37, 200):
+        stopped = tmp_path / f"stopped_{after}"
+        with monkeypatch.context() as patch:
+            stop = StopAfter(after)
+            stop.real = arena_module.run_episodes
+            patch.setattr(arena_module, "run_episodes", stop)
+            with pytest.raises(KeyboardInterrupt):
+                search(stopped).run()
+        result = search(stopped).run(resume=True)
+        assert comparable(stopped) == comparable(tmp_path / "whole")
+        assert result.ran == len(read_episodes(tmp_path / "whole")) - after
 
 
 def test_a_finished_search_is_only_summed_up_again(tmp_path):
