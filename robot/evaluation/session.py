@@ -129,8 +129,7 @@ class Session:
             "notes": self.notes,
             **self.identity,
         }
-        _write_json(self.rollout.folder / SUMMARY_FILE, content)
-        return content
+        return _write_json(self.rollout.folder / SUMMARY_FILE, content)
 
     def _open(self, folder: Path, *, resume: bool) -> None:
         """Make sure that the folder is new or holds this very run."""
@@ -207,7 +206,10 @@ def earlier_videos(folder: Path) -> list[dict[str, Any]]:
     return [line for line in lines if (folder / line["strip"]).is_file()]
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+def _write_json(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Write whole or not at all; what a reader will find is returned."""
+    text = json.dumps(content, indent=2)
     part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    part.write_text(text + "\n", encoding="utf-8")
     part.replace(path)
+    return json.loads(text)

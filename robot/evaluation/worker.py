@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import pickle
 import signal
+import sys
 import time
 from functools import partial
 from typing import TYPE_CHECKING
@@ -16,7 +18,7 @@ from robot.evaluation.slot import Answer, Command, Crash, Lost, Slot
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from multiprocessing.connection import Connection
-    from multiprocessing.context import SpawnProcess
+    from multiprocessing.context import ForkServerContext, ForkServerProcess, SpawnContext, SpawnProcess
 
     from robot.envs.base import EnvSource
 
@@ -25,13 +27,15 @@ __all__ = ["Worker", "serve"]
 _MADE = "made"
 
 
-def serve(connection: Connection, source: EnvSource) -> None:
+def serve(connection: Connection, source: EnvSource, variables: Mapping[str, str]) -> None:
     """Answer commands until the pipe closes; the body of the process.
 
     Args:
         connection: Brings lists of ``(row, command)``; takes ``(row, answer)`` each, and ``(row, "made")`` when an environment was made.
         source: Of the environments.
+        variables: The parent's present environment variables; a server of processes keeps those of its own start.
     """
+    os.environ.update(variables)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     slots: dict[int, Slot] = {}
     with contextlib.suppress(EOFError, OSError):  # the parent is gone
@@ -53,7 +57,7 @@ class Worker:
             start_timeout_s: How long the first answer of an environment may take, with the start of the process.
         """
         self._source, self._timeout_s, self._start_timeout_s = source, timeout_s, start_timeout_s
-        self._process: SpawnProcess | None = None
+        self._process: SpawnProcess | ForkServerProcess | None = None
         self._waiting: list[int] = []  # rows whose answers are due, in the order in which they are worked on
         self._since = 0.0
         self._made: set[int] = set()
@@ -114,9 +118,9 @@ class Worker:
         self._waiting, self._made = [], set()
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")  # a fork would copy held locks of torch's threads
+        context = _context()
         self.connection, theirs = context.Pipe()
-        process = context.Process(target=serve, args=(theirs, self._source), daemon=True)
+        process = context.Process(target=serve, args=(theirs, self._source, dict(os.environ)), daemon=True)
         try:
             process.start()
         except (pickle.PicklingError, AttributeError, TypeError) as error:
@@ -143,3 +147,15 @@ class Worker:
         code = self._process.exitcode
         how = f"was ended by signal {-code}" if code is not None and code < 0 else f"ended with status {code}"
         return f"its process {how}"
+
+
+def _context() -> SpawnContext | ForkServerContext:
+    """How processes start: never by forking this one, which would copy held locks of torch's threads.
+
+    On Linux they are forked from a server that has imported torch and does nothing else: an environment that died is back in no time.
+    """
+    if sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context

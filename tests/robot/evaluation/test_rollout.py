@@ -177,7 +177,7 @@ def test_a_pool_serves_several_runs_and_no_jobs_give_no_results():
 
 @pytest.mark.parametrize("numbers", [{"rows": 0}, {"rows": 1, "workers": -1}, {"rows": 1, "timeout_s": 0}])
 def test_a_pool_refuses_numbers_out_of_range(numbers):
-    with pytest.raises(ValueError, match="must be > 0|rows >= 1"):
+    with pytest.raises(ValueError, match=r"must be > 0|rows >= 1"):
         EnvPool(STILL, **numbers)
 
 
