@@ -84,6 +84,7 @@ def test_a_frame_shows_the_simulation_as_it_is_now(task):
     env = made(task)
     for look in (lambda: wander(env, 2, 8)[-1], lambda: env.reset(seed=2)[0]):
         frame = look()
+        env.unwrapped.simulation.robosuite.sim.forward()  # positions that belong to the joints' values
         sim = env.unwrapped.simulation.robosuite.sim.data._data
         hand = sim.site("gripper0_right_grip_site").xpos
         thing = body(env, BODIES[task])
@@ -230,6 +231,7 @@ def test_pictures_show_the_scene_and_follow_it():
     red = np.argwhere((seen[..., 0] > 90) & (seen[..., 1:].max(-1) < 80))
     assert 5 < len(red) < 200  # the cube
     assert abs(red.mean(0) - 24).max() < 6  # in the middle
+    assert seen[-6:].mean() > seen[:6].mean() + 20  # the table is bright and below, the wall above
     assert env.render().shape == (64, 64, 3)
     assert env.render().dtype == np.uint8
     other, _ = env.reset(seed=1)
