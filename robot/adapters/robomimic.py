@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["RobomimicCheckpoint", "RobomimicDiffusion"]
 
 _INSTALL = (
-    "robomimic 0.5 is on GitHub only and pins diffusers==0.11.1 and transformers==4.41.2: install it beside flowrl with "
-    "pip install --no-deps git+https://github.com/ARISE-Initiative/robomimic, then its h5py, psutil, termcolor, tensorboardX, imageio and torchvision"
+    "robomimic 0.5 is on GitHub only and pins diffusers==0.11.1 and transformers==4.41.2: install it beside flowrl with pip install "
+    "--no-deps git+https://github.com/ARISE-Initiative/robomimic, then psutil, termcolor, tensorboardX and torchvision"
 )
 
 
