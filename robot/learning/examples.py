@@ -13,7 +13,7 @@ from robot.types import ActionSpec
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["TwoWays"]
+__all__ = ["TwoWays", "seen_at"]
 
 _SIDE, _BAR = 16, 0.08  # pixels; width of the bright bar as a share of the picture
 
@@ -68,6 +68,19 @@ class TwoWays:
             dones=np.arange(self.length) == self.length - 1,
             success=True,
         )
+
+
+def seen_at(state: float) -> dict[str, NDArray[Any]]:
+    """One frame of every sensor of :class:`TwoWays`, as a policy sees it.
+
+    Args:
+        state: In [-1, 1].
+
+    Returns:
+        ``state`` ``(1,)``, ``keypoints`` ``(2, 2)`` and ``picture`` ``(3, 16, 16)`` in [0, 1], float32.
+    """
+    frame = _frame(state)
+    return frame | {"picture": (frame["picture"].transpose(2, 0, 1) / 255).astype(np.float32)}
 
 
 def _frame(state: float) -> dict[str, NDArray[Any]]:

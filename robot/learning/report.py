@@ -48,8 +48,9 @@ def write_curve(record: RunRecord) -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure = Figure(figsize=(9, 3.6))
     left, right = figure.subplots(1, 2)
+    figure.subplots_adjust(left=0.08, right=0.98, bottom=0.15, top=0.9, wspace=0.18)
     steps, loss = record.train_series("loss")
     if loss:
         left.plot(steps, loss, color="#0072b2", alpha=0.35, linewidth=1)

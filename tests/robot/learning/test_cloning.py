@@ -21,6 +21,13 @@ from robot.learning import Diffusion, ImageEncoder, PolicyFile, StateEncoder, Tw
 from robot.learning.session import Session
 
 
+@pytest.fixture(autouse=True)
+def _no_picture(request, monkeypatch):
+    """Drawing takes longer than training here."""
+    if "curve" not in request.node.name:
+        monkeypatch.setattr("robot.learning.report.write_curve", lambda record: None)
+
+
 def lines(run: Path) -> list[dict[str, object]]:
     return [{name: value for name, value in line.items() if name != "seconds"} for line in read_metrics(run / "metrics.jsonl")]
 
@@ -76,7 +83,7 @@ CROPPED = ImageEncoder(cameras=("picture",), channels=(4, 4), points=2, width=8,
 @pytest.mark.parametrize(
     ("at", "fields"),
     [(1, {}), (4, {}), (3, {"encoder": CROPPED, "process": Diffusion(), "ema_decay": None})],
-    ids=["before any checkpoint", "after the last line", "crops, diffusion"],
+    ids=["before any checkpoint", "after the last step", "crops, diffusion"],
 )
 def test_a_run_that_is_killed_and_resumed_ends_bit_for_bit_like_one_that_is_not(fields, at, tmp_path, monkeypatch):
     job(tmp_path / "whole", name="p", **fields).run()
