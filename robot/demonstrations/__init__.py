@@ -2,6 +2,7 @@
 
 from robot.demonstrations.data import Demonstrations, DemonstrationSource, Episode
 from robot.demonstrations.hdf5 import RobomimicHDF5, write_hdf5
+from robot.demonstrations.lerobot import LeRobotFiles
 from robot.demonstrations.record import Recorded, Recording
 
-__all__ = ["DemonstrationSource", "Demonstrations", "Episode", "Recorded", "Recording", "RobomimicHDF5", "write_hdf5"]
+__all__ = ["DemonstrationSource", "Demonstrations", "Episode", "LeRobotFiles", "Recorded", "Recording", "RobomimicHDF5", "write_hdf5"]
