@@ -8,14 +8,19 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import importlib.util
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flowrl.errors import MissingExtraError
 from robot.envs.needs import library_problems
 from robot.envs.offscreen import BACK_ENDS, INSTALL_GL, gl_back_end
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = ["EXTRAS", "SIMULATORS", "Library", "drawing_problem", "extra_problems", "gl_problems", "import_problem", "installed", "tried"]
 
@@ -114,22 +119,24 @@ def drawing_problem(back_end: str) -> str | None:
     Args:
         back_end: One of :data:`robot.envs.offscreen.BACK_ENDS`.
     """
-    return tried((str(Path(__file__).with_name("draw_once.py")), back_end))
+    return tried((str(Path(__file__).with_name("draw_once.py")), back_end), {"MUJOCO_GL": back_end, "PYOPENGL_PLATFORM": back_end})
 
 
-def tried(arguments: tuple[str, ...], patience_s: float = PATIENCE_S) -> str | None:
+def tried(arguments: tuple[str, ...], variables: Mapping[str, str] | None = None, patience_s: float = PATIENCE_S) -> str | None:
     """Run Python in a process of its own.
 
     Args:
         arguments: Of the interpreter.
+        variables: Of its environment, besides those of this process.
         patience_s: Seconds after which it counts as stuck.
 
     Returns:
         None if it ended well, else the last line of what it complained about.
     """
     command = (sys.executable, "-P", *arguments)  # -P: robot/envs has modules that are named like the simulators
+    surroundings = {**os.environ, **(variables or {})}
     try:
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=patience_s, check=False)
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=patience_s, env=surroundings, check=False)
     except subprocess.TimeoutExpired:
         return f"no answer within {patience_s:g} s"
     if ended.returncode == 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes.util
 import importlib
 import os
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from flowrl.errors import MissingExtraError, require
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["BACK_ENDS", "INSTALL_GL", "Offscreen", "gl_back_end"]
+__all__ = ["BACK_ENDS", "INSTALL_GL", "Offscreen", "gl_back_end", "shared_offscreen"]
 
 BACK_ENDS = {"egl": "EGL", "osmesa": "OSMesa"}
 """Values of ``MUJOCO_GL`` that draw without a window, each with the library that it needs."""
@@ -39,9 +40,14 @@ def gl_back_end() -> str:
 
 
 class Offscreen:
-    """Draws one simulation, with its visual geometry only and without reflections (those cost three quarters of the time).
+    """Draws simulations of one model, with their visual geometry only and without reflections (which take three quarters of the time).
+
+    Its memory (some 200 MB, most of it textures) is freed once nobody refers to it.
 
     Attributes:
+        size: Largest height and width of a picture, pixels.
+
+    Args:
         model: A ``mujoco.MjModel``.
         size: Largest height and width of a picture, pixels.
 
@@ -50,45 +56,69 @@ class Offscreen:
     """
 
     def __init__(self, model: Any, size: int) -> None:
-        self._mujoco = require("mujoco", "robosuite")
-        self.model, self.size = model, size
+        mujoco = self._mujoco = require("mujoco", "robosuite")
+        self.size = size
         self._gl = _context(size)
         self._gl.make_current()
-        around = model.vis.global_
-        around.offwidth, around.offheight = max(around.offwidth, size), max(around.offheight, size)
-        self._scene = self._mujoco.MjvScene(model, maxgeom=10_000)
-        self._scene.flags[self._mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
-        self._options = self._mujoco.MjvOption()
+        model.vis.global_.offwidth = model.vis.global_.offheight = size
+        self._scene = mujoco.MjvScene(model, maxgeom=10_000)
+        self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
+        self._options = mujoco.MjvOption()
         self._options.geomgroup[0] = 0
-        self._context = self._mujoco.MjrContext(model, self._mujoco.mjtFontScale.mjFONTSCALE_100)
-        self._mujoco.mjr_setBuffer(self._mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
+        self._target = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._target)
+        self._free = weakref.finalize(self, _free, self._gl, self._target)
+        self._free.atexit = False  # by then the back end has shut itself down
 
-    def picture(self, data: Any, camera: str, size: int | None = None) -> NDArray[np.uint8]:
+    def picture(self, model: Any, data: Any, camera: str, size: int | None = None) -> NDArray[np.uint8]:
         """What a camera sees, ``(size, size, 3)``, the top row first.
 
         Args:
-            data: The ``mujoco.MjData`` to draw.
+            model: The ``mujoco.MjModel`` of the simulation; the one that this was made with, or one with the same geometry and textures.
+            data: Its ``mujoco.MjData``.
             camera: Name of the camera.
             size: Height and width in pixels; None for the largest.
         """
         mujoco, side = self._mujoco, size or self.size
         view = mujoco.MjvCamera()
-        view.type, view.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, self.model.camera(camera).id
+        view.type, view.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, model.camera(camera).id
         self._gl.make_current()
-        mujoco.mjv_updateScene(self.model, data, self._options, None, view, mujoco.mjtCatBit.mjCAT_ALL, self._scene)
+        mujoco.mjv_updateScene(model, data, self._options, None, view, mujoco.mjtCatBit.mjCAT_ALL, self._scene)
         window = mujoco.MjrRect(0, 0, side, side)
-        mujoco.mjr_render(window, self._scene, self._context)
+        mujoco.mjr_render(window, self._scene, self._target)
         pixels = np.empty((side, side, 3), np.uint8)
-        mujoco.mjr_readPixels(pixels, None, window, self._context)
+        mujoco.mjr_readPixels(pixels, None, window, self._target)
         return np.ascontiguousarray(pixels[::-1])
 
     def close(self) -> None:
-        """Free the context; closing twice is harmless."""
-        if self._gl is not None:
-            self._gl.make_current()
-            self._context.free()
-            self._gl.free()
-            self._gl = None
+        """Free it now; closing twice is harmless."""
+        self._free()
+
+
+_shared: weakref.WeakValueDictionary[tuple[str, int], Offscreen] = weakref.WeakValueDictionary()
+
+
+def shared_offscreen(name: str, model: Any, size: int) -> Offscreen:
+    """One for all environments of this process that have the same model, because each would take its own memory.
+
+    Args:
+        name: Of the model; equal names promise the same geometry and textures.
+        model: A ``mujoco.MjModel``.
+        size: Largest height and width of a picture, pixels.
+
+    Raises:
+        MissingExtraError: If no OpenGL context can be had.
+    """
+    found = _shared.get((name, size))
+    if found is None:
+        found = _shared[name, size] = Offscreen(model, size)
+    return found
+
+
+def _free(gl: Any, target: Any) -> None:
+    gl.make_current()
+    target.free()
+    gl.free()
 
 
 def _context(size: int) -> Any:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from robot.envs.base import Expert
 
-__all__ = ["CAMERAS", "OSC_POSE", "TASKS", "Robosuite", "Task"]
+__all__ = ["CAMERAS", "OSC_POSE", "TASKS", "Robosuite", "Task", "settings"]
 
 Task = Literal["Lift", "Can", "Square"]
 
@@ -138,7 +138,8 @@ class Robosuite:
 
 
 def settings(source: Robosuite) -> dict[str, Any]:
-    """What ``robosuite.make`` gets besides the task's name: no renderer (pictures are drawn beside it), one model for all episodes."""
+    """What ``robosuite.make`` gets besides the task's name: Robomimic's controller, no renderer (pictures are drawn beside it), and one
+    model for all episodes (the cube of Lift keeps its size)."""
     arm = {
         "type": "OSC_POSE",
         "input_max": 1,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from robot.envs.offscreen import Offscreen
+from robot.envs.offscreen import Offscreen, shared_offscreen
 from robot.envs.quiet import quiet
 from robot.envs.robosuite import OSC_POSE, TASKS, settings
 from robot.envs.task import Outcome, picture_space, vector_space
@@ -113,9 +113,7 @@ class RobosuiteTask:
 
     def close(self) -> None:
         """Free the simulation and the drawing context; closing twice is harmless."""
-        if self._drawing is not None:
-            self._drawing.close()
-            self._drawing = None
+        self._drawing = None  # freed with the last environment that draws with it
         if self.robosuite is not None:
             self.robosuite.close()
             self.robosuite = None
@@ -130,10 +128,10 @@ class RobosuiteTask:
         return {**self._vectors(), **pictures}
 
     def _picture(self, camera: str, size: int) -> NDArray[np.uint8]:
-        sim = self.robosuite.sim
+        model, data = self.robosuite.sim.model._model, self.robosuite.sim.data._data  # noqa: SLF001
         if self._drawing is None:
-            self._drawing = Offscreen(sim.model._model, max(self.source.render_size, self.source.camera_size))  # noqa: SLF001
-        return self._drawing.picture(sim.data._data, camera, size)  # noqa: SLF001
+            self._drawing = shared_offscreen(self.source.task, model, max(self.source.render_size, self.source.camera_size))
+        return self._drawing.picture(model, data, camera, size)
 
 
 def _samplers(sampler: Any) -> Iterator[Any]:

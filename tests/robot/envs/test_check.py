@@ -111,7 +111,7 @@ def test_a_real_picture_is_drawn_where_the_check_says_so():
     data = mujoco.MjData(model)
     mujoco.mj_forward(model, data)
     drawing = offscreen.Offscreen(model, 32)
-    small, large = drawing.picture(data, "above", 16), drawing.picture(data, "above")
+    small, large = drawing.picture(model, data, "above", 16), drawing.picture(model, data, "above")
     drawing.close()
     drawing.close()
     assert (small.shape, large.shape, small.dtype) == ((16, 16, 3), (32, 32, 3), np.uint8)
@@ -125,3 +125,10 @@ def test_a_back_end_that_cannot_draw_is_an_error_with_the_remedy(monkeypatch):
     model = type("Model", (), {})()
     with pytest.raises(MissingExtraError, match=r"the osmesa back end cannot draw .* libegl1 and libegl-mesa0"):
         offscreen.Offscreen(model, 8)
+
+
+def test_a_back_end_is_tried_as_itself_whatever_the_environment_says(monkeypatch):
+    used = offscreen.gl_back_end() if not check.gl_problems() else pytest.skip("nothing draws here")
+    monkeypatch.setenv("MUJOCO_GL", "glfw")
+    monkeypatch.setenv("PYOPENGL_PLATFORM", "wayland")
+    assert check.drawing_problem.__wrapped__(used) is None

@@ -2,6 +2,7 @@ import functools
 import os
 import subprocess
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -240,6 +241,22 @@ def test_pictures_show_the_scene_and_follow_it():
     assert np.array_equal(again["robot0_eye_in_hand_image"], frame["robot0_eye_in_hand_image"])
     env.close()
     env.close()
+
+
+@pytest.mark.slow
+def test_environments_of_one_task_draw_with_one_context_and_each_itself():
+    needs_gl()
+    source = Robosuite(task="Can", cameras=("agentview",), camera_size=48)
+    one, other = source.make(), source.make()
+    frames = [env.reset(seed=seed)[0]["agentview_image"] for env, seed in ((one, 0), (other, 1), (other, 0))]
+    assert one.unwrapped.simulation._drawing is other.unwrapped.simulation._drawing
+    assert np.array_equal(frames[0], frames[2])
+    assert not np.array_equal(frames[0], frames[1])
+    drawing = weakref.ref(one.unwrapped.simulation._drawing)
+    one.close()
+    assert np.array_equal(other.reset(seed=1)[0]["agentview_image"], frames[1])
+    other.close()
+    assert drawing() is None
 
 
 @pytest.mark.slow
