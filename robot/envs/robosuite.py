@@ -138,8 +138,10 @@ class Robosuite:
 
 
 def settings(source: Robosuite) -> dict[str, Any]:
-    """What ``robosuite.make`` gets besides the task's name: Robomimic's controller, no renderer (pictures are drawn beside it), and one
-    model for all episodes (the cube of Lift keeps its size)."""
+    """What ``robosuite.make`` gets besides the task's name.
+
+    Robomimic's controller, no renderer (pictures are drawn beside it), and one model for all episodes (the cube of Lift keeps its size).
+    """
     arm = {
         "type": "OSC_POSE",
         "input_max": 1,
