@@ -33,11 +33,11 @@ CASES = {
     "reversed flow": {"process": Flow(reversed_time=True)},
     "epsilon": {"process": Diffusion()},
     "sample": {"process": Diffusion(predict="sample")},
-    "v": {"process": Diffusion(predict="v"), "sampling": Sampling(steps=20, sampler="sde")},
+    "v": {"process": Diffusion(predict="v"), "sampling": Sampling(steps=20)},
     "keypoints": {"process": Flow(), "encoder": KeypointEncoder(keypoints=("keypoints",), width=16)},
-    "pictures": {"process": Flow(), "encoder": CAMERA, "steps": 500},
-    "U-Net": {"process": Flow(), "network": ActionUNet(channels=(16, 32), time_width=16), "steps": 300, "batch_size": 128},
-    "transformer": {"process": Flow(), "network": ActionTransformer(width=32, layers=2), "steps": 400, "batch_size": 128},
+    "pictures": {"process": Flow(), "encoder": CAMERA},
+    "U-Net": {"process": Flow(), "network": ActionUNet(channels=(16, 16), kernel=3, time_width=16), "batch_size": 64},
+    "transformer": {"process": Flow(), "network": ActionTransformer(width=32, layers=2), "steps": 500, "batch_size": 64},
 }
 
 
@@ -47,9 +47,10 @@ def test_both_ways_to_act_are_learned_and_never_their_mean(fields, tmp_path):
         "demonstrations": TwoWays(),
         "encoder": StateEncoder(sensors=("state",)),
         "network": ActionMLP(width=96, layers=2, time_width=32),
-        "steps": 600,
-        "batch_size": 256,
-        "optimizer": AdamW(lr=3e-3, schedule="cosine", warmup_steps=20),
+        "steps": 400,
+        "batch_size": 128,
+        "optimizer": AdamW(lr=4e-3, schedule="cosine", warmup_steps=20),
+        "ema_decay": 0.97,
         "validation_share": 0.0,
         "log_every": 200,
         "checkpoint_every": 1000,
@@ -64,9 +65,9 @@ def test_both_ways_to_act_are_learned_and_never_their_mean(fields, tmp_path):
         way = actions[..., 0] - state
         up = way[:, 0] > 0
         assert up.float().mean().item() == pytest.approx(0.5, abs=0.2)
-        assert way[up].mean().item() == pytest.approx(1.0, abs=0.1)
-        assert way[~up].mean().item() == pytest.approx(-1.0, abs=0.1)
-        assert (way.abs() < 0.5).float().mean().item() < 0.08  # N(0, 1) of the same spread would have 0.38 there
-        assert ((way > 0) == up[:, None]).float().mean().item() > 0.97
-        assert actions[..., 1].mean().item() == pytest.approx(3 - 2 * state, abs=0.1)
-        assert actions[..., 1].std().item() < 0.2
+        assert way[up].mean().item() == pytest.approx(1.0, abs=0.25)
+        assert way[~up].mean().item() == pytest.approx(-1.0, abs=0.25)
+        assert (way.abs() < 0.5).float().mean().item() < 0.2  # N(0, 1), of the same mean and spread, has 0.38 there
+        assert ((way > 0) == up[:, None]).float().mean().item() > 0.93
+        assert actions[..., 1].mean().item() == pytest.approx(3 - 2 * state, abs=0.12)
+        assert actions[..., 1].std().item() < 0.4  # over all states it is 1.15
