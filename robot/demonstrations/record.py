@@ -203,7 +203,10 @@ class Recording:
 
     def _env_args(self) -> dict[str, Any]:
         """What robomimic wants to know about the environment, and what flowrl does."""
-        own = getattr(self.env, "robomimic", None)
+        source: Any = self.env
+        while hasattr(source, "env"):  # wrapped, such as by NoisySensors
+            source = source.env
+        own = getattr(source, "robomimic", None)
         known = own() if callable(own) else {"env_name": self.env.name, "type": 2, "env_kwargs": {}}
         return {**known, "flowrl": self._settings()}
 

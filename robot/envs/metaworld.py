@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flowrl.errors import MissingExtraError, close_match, require
-from robot.envs.needs import library_problems
+from robot.envs.check import extra_problems, gl_problems
 from robot.envs.offscreen import gl_back_end
 from robot.types import ActionSpec
 
@@ -107,11 +107,8 @@ class MetaWorld:
 
     def problems(self) -> list[str]:
         """What keeps it from running here."""
-        return [
-            *library_problems("gymnasium", "metaworld", at_least="1.0", below="2"),
-            *library_problems("metaworld", "metaworld", at_least="3.0"),
-            *library_problems("mujoco", "metaworld", at_least="3.0", below="3.10"),
-        ]
+        found = extra_problems("metaworld")
+        return found if found or "image" not in self.sensors else gl_problems()
 
 
 class _Sawyer:

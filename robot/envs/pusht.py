@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flowrl.errors import close_match, require
+from robot.envs.check import extra_problems
 from robot.envs.needs import library_problems
 from robot.types import ActionSpec
 
@@ -95,11 +96,7 @@ class PushT:
 
     def problems(self) -> list[str]:
         """What keeps it from running here."""
-        return [
-            *library_problems("gymnasium", "pusht", at_least="1.0", below="2"),
-            *library_problems("gym_pusht", "pusht", distribution="gym-pusht", at_least="0.1.6"),
-            *library_problems("pymunk", "pusht", at_least="6.6", below="7"),  # 7 has no add_collision_handler
-        ]
+        return extra_problems("pusht") + library_problems("pymunk", "pusht", at_least="6.6", below="7")  # 7 has no add_collision_handler
 
 
 class _Arena:

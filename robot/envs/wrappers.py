@@ -104,5 +104,8 @@ class _Clear:
         self._expert = expert
 
     def act(self, env: gymnasium.Env[Any, Any], frame: Frame) -> NDArray[np.float32]:
-        """The expert's action."""
-        return self._expert.act(env, getattr(env, "clear_frame", frame))
+        """The expert's action, from the frame of the innermost environment that knows it."""
+        inner: Any = env
+        while hasattr(inner, "env"):
+            frame, inner = getattr(inner, "clear_frame", frame), inner.env
+        return self._expert.act(env, frame)

@@ -5,7 +5,7 @@ import pytest
 
 from flowrl.config import instantiate
 from flowrl.errors import MissingExtraError
-from robot.envs import METAWORLD_TASKS, MetaWorld, NoisySensors, needs
+from robot.envs import METAWORLD_TASKS, MetaWorld, NoisySensors, Toy, needs
 
 pytest.importorskip("gymnasium")
 with warnings.catch_warnings():
@@ -148,6 +148,8 @@ def test_a_missing_simulator_names_the_extra(monkeypatch):
 
 def test_problems_name_a_missing_library_and_a_wrong_version(monkeypatch):
     assert MetaWorld(task="push").problems() == []
+    monkeypatch.setattr("robot.envs.metaworld.gl_problems", lambda: ["nothing draws"])
+    assert MetaWorld(task="push", sensors=("image",)).problems() == ["nothing draws"]
     monkeypatch.setattr(needs, "version", lambda name: {"mujoco": "4.0.1", "metaworld": "2.0"}.get(name, "1.4.0rc1"))
     assert MetaWorld(task="push").problems() == [
         "metaworld 2.0 does not work here, it takes >=3.0; install it with: pip install 'metaworld>=3.0'",
@@ -192,6 +194,10 @@ class TestNoisySensors:
         np.testing.assert_array_equal(error(3, 0), error(3, 0))
         assert not np.array_equal(error(3, 0), error(3, 1))
         assert not np.array_equal(error(3, 0), error(4, 0))
+
+    def test_an_expert_that_looks_at_frames_sees_through_any_number_of_noisy_sensors(self):
+        twice = NoisySensors(env=NoisySensors(env=Toy(), std={"target": 5.0}), std={"target": 5.0}, seed=1)
+        assert all(play(twice, seed)[1] for seed in range(5))
 
     def test_the_expert_is_not_disturbed(self):
         clear, solved = play(self.BASE, 1)
