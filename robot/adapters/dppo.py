@@ -130,6 +130,8 @@ class DPPOCheckpoint:
         if self.normalization is None and "normalization_path" in config:
             raise ConfigError(f"{self.config} normalises its data: give the normalization.npz that belongs to {self.path}")
         config.model.network_path = str(check_file(self.path))
+        # 26 of DPPO's 27 evaluation configs still call the module by its former name.
+        config.model["_target_"] = str(config.model["_target_"]).replace("diffusion_eval_ft.", "diffusion_eval.")
         return DPPODiffusion(
             host=build_model(config, _INSTALL, device),
             action=self.action,

@@ -126,9 +126,10 @@ def read_config(path: Path, *, trusted: bool) -> Any:
         raise ConfigError(
             f"{path} describes no model; give the host's evaluation config, such as cfg/robomimic/eval/lift/eval_diffusion_mlp.yaml"
         )
+    register = getattr(OmegaConf, "register_resolver", None) or OmegaConf.register_new_resolver  # the new name, from 2.4 on
     for name, resolver in {"eval": eval, "round_up": lambda x: int(np.ceil(x)), "round_down": lambda x: int(np.floor(x))}.items():
         if not OmegaConf.has_resolver(name):
-            OmegaConf.register_new_resolver(name, resolver)
+            register(name, resolver)
     config.device = "cpu"
     return config
 

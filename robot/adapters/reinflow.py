@@ -119,6 +119,7 @@ class ReinFlowCheckpoint:
         if self.normalization is None and "normalization_path" in config:
             raise ConfigError(f"{self.config} normalises its data: give the normalization.npz that belongs to {self.path}")
         weights = flow_weights(check_file(self.path))
+        config.model.seed = None  # else ReFlow seeds torch and numpy for the whole process
         model = build_model(config, _INSTALL, device)
         model.load_state_dict(weights)
         return ReinFlowPolicy(
