@@ -165,7 +165,10 @@ def members_cost(turns: int) -> list[dict[str, Any]]:
         for count in (1, 2, 3, 4):
             members = policies(count)
             policy = composed(members)
-            ways = {"composed": partial(act, policy, batch), "one by one": partial(_one_by_one, members, batch)}
+            ways: dict[str, Callable[[], object]] = {
+                "composed": partial(act, policy, batch),
+                "one by one": partial(_one_by_one, members, batch),
+            }
             rows.append({"batch": batch, "members": count, "evaluations": evaluations(policy, batch)} | compare(ways, turns, "one by one"))
     return rows
 

@@ -124,6 +124,9 @@ def _context(result: CompositionResult) -> dict[str, Any]:
 
 def _facts(result: CompositionResult) -> dict[str, str]:
     facts = {"weights": weight_label(result.weights), "report seeds": str(result.report_seeds), "time": duration(result.seconds)}
+    latency = [f"{name} {1000 * seconds:.1f} ms" for name, seconds in result.judged.summary.latency_s.items()]
+    revision = result.identity.get("git_revision")
+    facts |= ({"network time per chunk": ", ".join(latency)} if latency else {}) | ({"revision": str(revision)[:10]} if revision else {})
     if result.selection is not None:
         facts |= {"selection seeds": str(result.selection.seeds), "race": result.selection.race}
         if result.selection.smooth_best is not None:

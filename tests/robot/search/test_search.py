@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 
+from flowrl.config import instantiate, load_config
 from flowrl.errors import ConfigError
 from robot.composition import Sampling
 from robot.demonstrations.data import Demonstrations, Episode
@@ -166,6 +166,16 @@ def test_the_report_has_the_composition_every_parent_and_every_baseline_once(tmp
     assert result.judged.arm.weights == result.weights == (0.75, 0.25)
 
 
+def test_each_way_of_acting_draws_its_actions_in_its_own_way(tmp_path):
+    """On one seed all get the same noise, so equal returns would mean equal policies."""
+    search(tmp_path).run()
+    returns = {(e.arm, e.seed): e.return_ for e in read_episodes(tmp_path)}
+    arms = ("0.75, 0.25", "1, 0", "0, 1", "0.5, 0.5", "average 0.75, 0.25", "sde 1, 0", "sde 0, 1")
+    for place, arm in enumerate(arms):
+        for other in arms[place + 1 :]:
+            assert abs(returns[arm, 1000] - returns[other, 1000]) > 1e-6, (arm, other)
+
+
 def test_where_a_parent_is_best_the_report_says_so(tmp_path):
     result = search(tmp_path, composition=composition((0.0, -1.0), steps=4)).run()
     assert result.weights == (1.0, 0.0)
@@ -187,7 +197,8 @@ def test_results_report_and_plot_are_written_and_agree(tmp_path):
     assert "selection seeds" in page
     with Image.open(tmp_path / "success_against_weight.png") as plot:
         assert plot.size[0] > 1000
-    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["target"] == "robot.search.WeightSearch"
+    assert "network time per chunk" in page
+    assert instantiate(load_config(tmp_path / "config.yaml")) == search(tmp_path)  # the folder's own config is the search
 
 
 def test_three_members_are_searched_on_the_triangle(tmp_path):
