@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from demos import Given, job, numbered
 from safetensors.torch import load_file
 
@@ -252,3 +253,24 @@ def test_metrics_are_one_json_object_a_line(tmp_path):
         line = json.loads(text)
         names = {"loss", "lr", "grad_norm", "epoch", "seconds"} if line["kind"] == "train" else {"eval/loss", "eval/action_error"}
         assert names <= line.keys()
+
+
+def test_mixed_precision_trains_float32_weights_by_a_loss_in_float32(tmp_path, monkeypatch):
+    seen = []
+    forward = Session._loss
+
+    def noting(self, step):
+        loss = forward(self, step)
+        seen.append((loss.dtype, self.accelerator.mixed_precision))
+        return loss
+
+    monkeypatch.setattr(Session, "_loss", noting)
+    job(tmp_path / "run", mixed_precision="bf16", encoder=CROPPED).run()
+    assert seen == [(torch.float32, "bf16")] * 6
+    losses = [line["loss"] for line in lines(tmp_path / "run") if line["kind"] == "train"]
+    AcceleratorState._reset_state(reset_partial_state=True)
+    job(tmp_path / "full", encoder=CROPPED).run()
+    exact = [line["loss"] for line in lines(tmp_path / "full") if line["kind"] == "train"]
+    assert losses == pytest.approx(exact, rel=0.02)
+    assert losses != exact
+    assert {tensor.dtype for tensor in load_file(tmp_path / "run" / "policy.safetensors").values()} == {torch.float32}
