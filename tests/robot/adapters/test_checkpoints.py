@@ -84,21 +84,22 @@ def test_a_hydra_config_is_not_even_read_unless_it_is_trusted(source, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "source",
+    ("name", "fields"),
     [
-        DiffusionPolicyCheckpoint(path="nowhere", action=XY, trust_checkpoint=True),
-        RobomimicCheckpoint(path="nowhere", action=XY, trust_checkpoint=True),
-        LeRobotPolicyFile(path="nowhere", action=XY),
-        OpenPiCheckpoint(path="nowhere", config="pi0_libero", action=XY, inputs={}),
-        DPPOCheckpoint(path="nowhere", config="nowhere.yaml", action=XY, inputs=INPUTS, trust_checkpoint=True),
+        ("DiffusionPolicyCheckpoint", {"inputs": {"obs": ["object", "eef"]}, "trust_checkpoint": True}),
+        ("RobomimicCheckpoint", {"trust_checkpoint": True}),
+        ("LeRobotPolicyFile", {"task": "wave"}),
+        ("OpenPiCheckpoint", {"config": "pi0_libero", "inputs": {"observation/state": ["state"]}}),
+        ("DPPOCheckpoint", {"config": "nowhere.yaml", "inputs": {"state": ["object"]}, "trust_checkpoint": True}),
+        ("ReinFlowCheckpoint", {"config": "nowhere.yaml", "inputs": {"state": ["object"]}, "trust_checkpoint": True}),
     ],
-    ids=lambda source: type(source).__name__,
 )
-def test_a_missing_checkpoint_is_named(source):
-    given = {"path": source.path, **({"config": source.config} if isinstance(source, DPPOCheckpoint) else {})}
-    made = instantiate({"target": f"{type(source).__module__}.{type(source).__name__}", **{**vars(source), **given}})
+def test_every_source_is_built_from_yaml_and_names_a_missing_checkpoint(name, fields):
+    action = {"target": "robot.types.ActionSpec", "names": ["x", "y"], "control_rate_hz": 10}
+    source = instantiate({"target": f"robot.adapters.{name}", "path": "nowhere", "action": action, **fields})
+    assert source.action == XY
     with pytest.raises(CheckpointError, match=r"nowhere.* does not exist"):
-        made.load()
+        source.load()
 
 
 def test_a_missing_host_library_is_named_with_its_environment(tmp_path):

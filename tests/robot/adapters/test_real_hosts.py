@@ -5,13 +5,11 @@ None of them installs beside flowrl: put a clone of the host on PYTHONPATH (tabl
 
 import importlib
 import importlib.util
-import sys
 from collections import OrderedDict
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
+from lerobot_here import random_diffusion_policy
 
 from flowrl.shapes import seeded_generator
 from robot.adapters.diffusion_policy import StanfordDiffusion
@@ -43,35 +41,8 @@ def parts(batch=2, history=2):
 
 @pytest.mark.parametrize("kind", ["DDPM", "DDIM"])
 def test_real_lerobot_diffusion(kind):
-    if (found := importlib.util.find_spec("lerobot")) is None:
-        pytest.skip("lerobot is not on the path")
-    if "lerobot.policies" not in sys.modules:  # its __init__ imports every policy with all their dependencies
-        package = ModuleType("lerobot.policies")
-        package.__path__ = [str(Path(found.submodule_search_locations[0]) / "policies")]
-        sys.modules["lerobot.policies"] = package
-    modeling, types = host("lerobot.policies.diffusion.modeling_diffusion"), host("lerobot.configs.types")
-    processors = host("lerobot.policies.diffusion.processor_diffusion")
-    configuration = sys.modules["lerobot.policies.diffusion.configuration_diffusion"]
-    feature = types.PolicyFeature
-    config = configuration.DiffusionConfig(
-        input_features={
-            "observation.state": feature(type=types.FeatureType.STATE, shape=(3,)),
-            "observation.environment_state": feature(type=types.FeatureType.ENV, shape=(2,)),
-        },
-        output_features={"action": feature(type=types.FeatureType.ACTION, shape=(2,))},
-        down_dims=(16, 32),
-        n_groups=4,
-        horizon=8,
-        n_action_steps=4,
-        noise_scheduler_type=kind,
-        num_inference_steps=10,
-        device="cpu",
-    )
-    low, high = torch.tensor([-1.0, 10.0]), torch.tensor([3.0, 14.0])
-    ranges = {"observation.state": 3, "observation.environment_state": 2}
-    stats = {name: {"min": -2 * torch.ones(size), "max": 2 * torch.ones(size)} for name, size in ranges.items()}
-    before, after = processors.make_diffusion_pre_post_processors(config, {**stats, "action": {"min": low, "max": high}})
-    policy = LeRobotDiffusion(host=modeling.DiffusionPolicy(config).eval(), action=XY, preprocessor=before, postprocessor=after)
+    policy_host, _, before, after = random_diffusion_policy(kind)
+    policy = LeRobotDiffusion(host=policy_host, action=XY, preprocessor=before, postprocessor=after)
     torch.testing.assert_close(policy.stats.offset, torch.tensor([1.0, 12.0]))
     torch.testing.assert_close(policy.stats.scale, torch.tensor([2.0, 2.0]))
 
