@@ -28,7 +28,7 @@ OnEpisode: TypeAlias = Callable[[EpisodeResult], None]
 """Called with each result as soon as its episode has ended."""
 
 OnPicture: TypeAlias = Callable[[Job, "NDArray[np.uint8]"], None]
-"""Called with the picture after each control step of an episode, the reset's first."""
+"""Called with the pictures of an episode in their order, the reset's first."""
 
 
 def run_episodes(
@@ -123,6 +123,7 @@ class EpisodeRunner:
         seed: Of the policy's noise.
         on_episode: Called with each result.
         on_picture: Called with each picture; None draws none.
+        picture_every: Draw every so many control steps, and the last.
 
     Raises:
         ValueError: If the policy's actions are not the environment's.
@@ -133,6 +134,7 @@ class EpisodeRunner:
     seed: int = 0
     on_episode: OnEpisode | None = None
     on_picture: OnPicture | None = None
+    picture_every: int = 1
 
     def __post_init__(self) -> None:
         _check_fit(self.policy.action, self.pool.source.action, self.pool.source.name)
@@ -177,7 +179,8 @@ class EpisodeRunner:
         for row in begun:
             job = self._courses[row].job
             self._executor.start(row, seed=job.seed, weights=job.weights)
-        return {row: Reset(seed=self._courses[row].job.seed, pictures=self.on_picture is not None) for row in begun}
+        pictures = 0 if self.on_picture is None else self.picture_every
+        return {row: Reset(seed=self._courses[row].job.seed, pictures=pictures) for row in begun}
 
     def _actions(self, *, ask: bool) -> dict[int, NDArray[np.float32]]:
         """The next action of every row that still has one; if none has, of all rows.

@@ -30,11 +30,11 @@ class Reset:
 
     Attributes:
         seed: Of the episode.
-        pictures: Whether every answer of the episode carries a picture.
+        pictures: Every so many answers of the episode, and its last, carry a picture; 0 for none.
     """
 
     seed: int
-    pictures: bool = False
+    pictures: int = 0
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Slot:
         """
         self._source = source
         self._env: gymnasium.Env[Any, Any] | None = None
-        self._pictures = False
+        self._pictures = self._steps = 0
 
     def answer(self, command: Command, on_made: Callable[[], None]) -> Step | Crash:
         """Do what a command says.
@@ -137,12 +137,13 @@ class Slot:
 
     def _reset(self, env: gymnasium.Env[Any, Any], command: Reset) -> Step:
         frame, _ = env.reset(seed=command.seed)
-        self._pictures = command.pictures
-        return Step(frame=_frame(frame), picture=self._picture(env))
+        self._pictures, self._steps = command.pictures, 0
+        return Step(frame=_frame(frame), picture=self._picture(env, last=False))
 
     def _act(self, env: gymnasium.Env[Any, Any], action: NDArray[np.float32]) -> Step:
         allowed, clipped = _clip(env, action)
         frame, reward, terminated, truncated, info = env.step(allowed)
+        self._steps += 1
         if "success" not in info:
             raise _ContractError("its step() gives no info['success']; it must tell at every step whether the task is solved")
         return Step(
@@ -152,11 +153,11 @@ class Slot:
             truncated=bool(truncated),
             success=bool(info["success"]),
             clipped=clipped,
-            picture=self._picture(env),
+            picture=self._picture(env, last=bool(terminated or truncated)),
         )
 
-    def _picture(self, env: gymnasium.Env[Any, Any]) -> NDArray[np.uint8] | None:
-        if not self._pictures:
+    def _picture(self, env: gymnasium.Env[Any, Any], *, last: bool) -> NDArray[np.uint8] | None:
+        if not self._pictures or (self._steps % self._pictures and not last):
             return None
         try:
             picture = env.render()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ __all__ = ["Video", "chosen_for_video", "record_videos"]
 
 _logger = logging.getLogger("flowrl.robot.evaluation")
 STRIP_PICTURES, STRIP_HEIGHT, GAP = 8, 144, 4  # pictures side by side; pixels
+MOST_HZ = 25.0  # pictures a second; drawing costs more than physics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +59,7 @@ def chosen_for_video(results: Sequence[EpisodeResult], count: int) -> list[Episo
 
 
 def record_videos(pool: EnvPool, policy: Policy, chosen: Sequence[EpisodeResult], *, folder: Path, seed: int) -> list[Video]:
-    """Run episodes again and film them.
+    """Run episodes again and film them, at most 25 pictures a second of the robot's time.
 
     Args:
         pool: The environments.
@@ -70,9 +72,13 @@ def record_videos(pool: EnvPool, policy: Policy, chosen: Sequence[EpisodeResult]
         A recording for each episode of which pictures came; none where the environment cannot draw.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    reels = {result.seed: _Reel(result, folder, pool.source.action.control_rate_hz) for result in chosen}
+    rate_hz = pool.source.action.control_rate_hz
+    every = max(1, math.ceil(rate_hz / MOST_HZ))
+    reels = {result.seed: _Reel(result, folder, rate_hz=rate_hz, every=every) for result in chosen}
     jobs = [Job(seed=result.seed, arm=result.arm) for result in chosen]
-    runner = EpisodeRunner(pool=pool, policy=policy, seed=seed, on_picture=lambda job, picture: reels[job.seed].take(picture))
+    runner = EpisodeRunner(
+        pool=pool, policy=policy, seed=seed, on_picture=lambda job, picture: reels[job.seed].take(picture), picture_every=every
+    )
     try:
         again = runner.run(jobs)
     finally:
@@ -84,11 +90,11 @@ def record_videos(pool: EnvPool, policy: Policy, chosen: Sequence[EpisodeResult]
 class _Reel:
     """Takes the pictures of one episode: all into the video, a few into the strip."""
 
-    def __init__(self, result: EpisodeResult, folder: Path, rate_hz: float) -> None:
-        self._result, self._rate_hz = result, rate_hz
+    def __init__(self, result: EpisodeResult, folder: Path, *, rate_hz: float, every: int) -> None:
+        self._result, self._rate_hz = result, rate_hz / every
         outcome = "success" if result.success else "failure"
         self._stem = folder / f"seed_{result.seed:06d}_{outcome}"
-        self._kept = {round(place) for place in np.linspace(0, result.length, STRIP_PICTURES)}
+        self._kept = {round(place) for place in np.linspace(0, math.ceil(result.length / every), STRIP_PICTURES)}
         self._taken = 0
         self._strip: list[NDArray[np.uint8]] = []
         self._writer: Any = None

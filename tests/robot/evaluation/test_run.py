@@ -16,6 +16,7 @@ from flowrl.errors import CheckpointError, ConfigError
 from robot.evaluation import Rollout, read_run
 from robot.evaluation.log import EpisodeLog
 from robot.evaluation.provenance import sha256_of
+from robot.types import ActionSpec
 
 SEEDS = range(20)
 
@@ -80,7 +81,7 @@ def test_an_interrupted_run_goes_on_to_what_an_uninterrupted_one_finds(tmp_path,
     resumed = rollout(tmp_path).run(SEEDS, resume=True)
     assert same(resumed.results) == same(whole.results)
     assert (folder / "episodes.jsonl").read_text(encoding="utf-8").startswith(kept)
-    assert len((folder / "episodes.jsonl").read_text(encoding="utf-8").splitlines()) == 20
+    assert same(read_run(folder)[0]) == same(whole.results)
     assert resumed.content["wall_time_s"] >= half["wall_time_s"]
 
 
@@ -179,6 +180,14 @@ def test_failures_are_filmed_first_and_exactly_as_they_were(tmp_path):
     again = rollout(tmp_path, videos=3).run(SEEDS, resume=True)
     assert again.content["videos"] == videos
     assert (tmp_path / "run" / videos[0]["mp4"]).stat().st_mtime_ns == before
+
+
+def test_a_fast_robot_is_filmed_at_25_pictures_a_second_at_most(tmp_path):
+    fast = ActionSpec(names=("x",), control_rate_hz=60)
+    env = ReachSource({}, action=fast, stop_on_success=False)
+    summary = rollout(tmp_path, env=env, policy=SteerSource(action=fast), videos=1).run(range(2))
+    frames, seconds = imageio_ffmpeg.count_frames_and_secs(str(tmp_path / "run" / summary.content["videos"][0]["mp4"]))
+    assert (frames, seconds) == (3, pytest.approx(3 / 20, abs=0.01))  # after control steps 0, 3 and 6
 
 
 def test_successes_are_filmed_where_failures_are_too_few_and_crashes_never(tmp_path):

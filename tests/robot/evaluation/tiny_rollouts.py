@@ -109,7 +109,7 @@ class Steer:
         values = -self.gain * position[:, None].repeat(1, self.execute, 1) / self.execute + self.noise * drawn
         if self.poison is not None:
             values[position[:, 0] > self.poison] = torch.nan
-        return ActionChunk(values=values, spec=SPEC)
+        return ActionChunk(values=values, spec=self.action)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +119,7 @@ class SteerSource:
     gain: float = 0.5
     noise: float = 0.3
     path: str | None = None
+    action: ActionSpec = SPEC
 
     def load(self, device="cpu"):
-        return Steer(gain=self.gain, noise=self.noise)
+        return Steer(gain=self.gain, noise=self.noise, action=self.action)
