@@ -304,9 +304,10 @@ def test_episodes_of_another_environment_policy_or_noise_are_not_mixed_in(change
 
 
 def test_an_episode_does_not_depend_on_its_neighbours(tmp_path):
-    mixed = composition(families=("diffusion", "flow"), steps=4)
-    search(tmp_path / "wide", composition=mixed, rows=64).run()
-    search(tmp_path / "narrow", composition=mixed, rows=3).run()
+    """Nor on whether a member without weight in it has some in theirs: diffusion and flow take different noise levels alone."""
+    few = {"composition": composition(families=("diffusion", "flow"), steps=4), "selection_seeds": "0:10", "report_seeds": "1000:1006"}
+    search(tmp_path / "wide", rows=64, **few).run()
+    search(tmp_path / "narrow", rows=1, **few).run()
     wide, narrow = ({e.key: (e.success, round(e.return_, 5)) for e in read_episodes(tmp_path / name)} for name in ("wide", "narrow"))
     assert wide == narrow
 
