@@ -3,11 +3,15 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 WORKERS ?= 2
 
-.PHONY: demo test format
+.PHONY: demo demo-robot test format
 
 demo: .venv/installed
 	rm -rf runs/demo
 	OMP_NUM_THREADS=1 $(BIN)/flowrl train configs/image/digits_g2rpo.yaml run_dir=runs/demo
+
+demo-robot: .venv/installed-robot
+	rm -rf runs/demo_robot
+	OMP_NUM_THREADS=1 $(BIN)/flowrl compose search configs/robot/compose_push.yaml run_dir=runs/demo_robot
 
 test: .venv/installed-dev
 	$(BIN)/ruff check .
@@ -28,6 +32,10 @@ $(BIN)/python:
 	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
+.venv/installed-robot: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable ".[metaworld]"
+	touch $@ .venv/installed
+
 .venv/installed-dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
-	touch $@ .venv/installed
+	touch $@ .venv/installed .venv/installed-robot
