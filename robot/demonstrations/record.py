@@ -180,12 +180,17 @@ class Recording:
                 close_env()
             return
         context = multiprocessing.get_context("spawn")
+        awaited = None
         pool = ProcessPoolExecutor(self.workers, context, initializer=open_env, initargs=(self.env,))
         try:
-            for answer in [pool.submit(play_seed, seed, *settings) for seed in seeds]:
+            for seed, answer in [(seed, pool.submit(play_seed, seed, *settings)) for seed in seeds]:
+                awaited = seed
                 yield answer.result()
         except BrokenProcessPool as error:
-            raise CheckpointError(f"a worker died ({error}); finished episodes are kept: go on with --resume") from error
+            raise CheckpointError(
+                f"a worker died on seed {awaited} or one of the next; what was finished is kept: go on with --resume, "
+                "and leave that seed out if it dies again (was the memory used up?)"
+            ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 

@@ -1,4 +1,5 @@
 import json
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ class Moody(Toy):
 
     raises: tuple[int, ...] = ()
     interrupt: str = ""
+    dies: tuple[int, ...] = ()
     missing: str = ""
 
     def expert(self, seed):
@@ -36,6 +38,8 @@ class _MoodyExpert:
     def act(self, env, frame):
         if self.seed in self.source.raises:
             raise RuntimeError("the arm fell off")
+        if self.seed in self.source.dies:
+            os._exit(3)
         if self.seed == 3 and Path(self.source.interrupt).is_file():
             raise KeyboardInterrupt
         return frame["target"] + (0.5 if self.seed % 2 == 0 else 0.0)
@@ -113,6 +117,21 @@ def test_a_stopped_recording_goes_on_to_the_same_file(tmp_path, stopped, workers
     assert read(done).sha256() == read(recording(tmp_path, env=Moody(), keep="all", out=tmp_path / "whole.hdf5").run()).sha256()
     assert [line["seed"] for line in lines(done)] == list(range(6))
     assert not stopped.parts.exists()
+
+
+def test_a_recording_that_has_enough_already_only_writes_the_file(stopped):
+    done = replace(stopped, enough=2).run(resume=True)
+    assert [one.seed for one in read(done).episodes] == [0, 1]
+    assert done.tried == 3
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_is_named_and_loses_no_finished_episode(tmp_path):
+    made = recording(tmp_path, env=Moody(dies=(2,)), workers=1, keep="all")
+    with pytest.raises(CheckpointError, match=r"a worker died on seed 2 or one of the next; .*--resume"):
+        made.run()
+    assert {path.name for path in made.parts.glob("*.hdf5")} == {"0.hdf5", "1.hdf5"}
+    assert read(replace(made, seeds="0:2,3:6", workers=0).run(resume=True)).episodes[2].seed == 3
 
 
 @pytest.mark.slow

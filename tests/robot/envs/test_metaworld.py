@@ -45,8 +45,8 @@ def test_every_task_is_the_same_for_the_same_seed_and_different_for_others(task)
     env = source.make()
     firsts = [env.reset(seed=seed)[0]["state"] for seed in range(4)]
     assert len({first.tobytes() for first in firsts}) == 4
-    assert np.abs(firsts[0][36:]).max() > 0.05  # the goal is visible
     used, _ = play(source, 2, env)
+    assert all(np.abs(frame["goal"]).max() > 0.05 for frame in used)  # the goal is visible, also after steps
     fresh, _ = play(source, 2)
     assert len(used) == len(fresh)
     assert all(np.array_equal(one["state"], other["state"]) for one, other in zip(used, fresh, strict=True))
@@ -66,6 +66,13 @@ def test_sensors_are_the_named_parts_of_the_librarys_observation():
         "goal": ((3,), np.float32),
         "state": ((39,), np.float32),
     }
+
+
+def test_the_goal_stays_visible_after_a_step():
+    env = MetaWorld(task="push").make()
+    before, _ = env.reset(seed=5)
+    after = env.step(np.zeros(4, np.float32))[0]
+    np.testing.assert_allclose(after["goal"], before["goal"], atol=1e-6)
 
 
 def test_the_control_rate_is_the_simulators():

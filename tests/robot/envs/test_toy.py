@@ -1,3 +1,5 @@
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -103,6 +105,25 @@ def test_a_policy_builds_from_a_config():
 def test_a_policy_that_has_no_law_is_refused(fields):
     with pytest.raises(ValueError, match=r"must be"):
         ToyPolicy(bias=0.0, **fields)
+
+
+def test_without_any_of_the_extras_everything_imports_and_making_says_what_is_missing():
+    program = """
+import sys
+for name in "gymnasium h5py imageio imageio_ffmpeg pyarrow metaworld mujoco gym_pusht pymunk robosuite".split():
+    sys.modules[name] = None
+import robot.demonstrations
+from robot.envs import MetaWorld, PushT, Toy
+from flowrl.errors import MissingExtraError
+for source in (Toy(), PushT(), MetaWorld(task="push"), robot.demonstrations.Recording(env=Toy(), out="never", seeds="0:1")):
+    try:
+        source.run() if hasattr(source, "run") else source.make()
+    except MissingExtraError as error:
+        print(str(error).rpartition(": ")[2])
+"""
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split("\n")
+    assert said[:3] == [f"pip install 'flowrl-torch[{extra}]'" for extra in ("robot", "pusht", "metaworld")]
+    assert said[3].startswith("pip install")
 
 
 def test_a_tolerance_must_be_positive():
