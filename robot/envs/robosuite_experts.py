@@ -30,6 +30,8 @@ ABOVE_MIDDLE_M = 0.012
 """Where the fingers take the can; lower, its top would touch the palm."""
 PEG_BEARING = 0.13
 """Direction from the robot's base to the square peg, rad."""
+HELD_M = 0.09
+"""An object further than this from the fingers has been lost."""
 HANDLE_M = 0.054
 """From the middle of the nut to that of its handle, along the nut's x-axis."""
 
@@ -136,8 +138,8 @@ class ScriptedExpert:
         """Bring a grasped object to a place and turn it, as long as it stays between the fingers."""
         for _ in range(patience):
             off, angle = to - thing.position, turn()
-            done = np.linalg.norm(off) < within and abs(angle) < 0.08  # noqa: PLR2004
-            if done or not self.hand.is_near(thing, 0.09):
+            done = np.linalg.norm(off) < within and abs(angle) < 0.12  # noqa: PLR2004
+            if done or not self.hand.is_near(thing, HELD_M):
                 return
             yield self.move(self.hand.position + off, self.hand.yaw + min(max(angle, -1), 1), CLOSE)
 
@@ -188,8 +190,11 @@ class SquareExpert(ScriptedExpert):
             excess = self.hand.wrist + shortest - final
             return shortest - 2 * math.pi * round(excess / (2 * math.pi))  # the way round that the wrist can go
 
-        for above, within, patience in ((height, 0.004, 120), (0.9, 0.012, 40)):
-            yield from self.carry(nut, np.array([*peg[:2], above]), turn, within=within, patience=patience)
+        for _ in range(3):
+            yield from self.carry(nut, np.array([*peg[:2], height]), turn, within=0.005, patience=80)
+            yield from self.carry(nut, np.array([*peg[:2], 0.9]), turn, within=0.012, patience=30)
+            if nut.position[2] < 0.92 or not self.hand.is_near(nut, HELD_M):  # noqa: PLR2004  (the peg ends at 0.95)
+                break
         yield from self.hold(OPEN, 8)
         yield from self.rise(height, OPEN)
 
