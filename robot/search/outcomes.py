@@ -19,6 +19,8 @@ __all__ = ["AgainstBestParent", "Arm", "Baseline", "Outcome", "Role", "arm_title
 Role: TypeAlias = Literal["candidate", "composed", "parent", "uniform", "average", "sde"]
 Baseline: TypeAlias = Literal["uniform", "average", "sde"]
 
+_CLAIMS, _BASELINES = ("composed", "candidate", "parent"), ("uniform", "average", "sde")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
@@ -51,7 +53,7 @@ class AgainstBestParent:
         only_arm: Seeds on which only the arm succeeded.
         only_parent: Seeds on which only the parent did.
         p_value: Exact McNemar.
-        p_holm: The same after Holm's correction for all comparisons of the table.
+        p_holm: The same after Holm's correction for all comparisons of its family.
     """
 
     difference: float
@@ -132,6 +134,7 @@ def outcomes(results: Mapping[Arm, Sequence[EpisodeResult]], members: Sequence[s
     """Success of every arm, and each against the best parent.
 
     The best parent is the one with the highest success on these very seeds (the first of equal ones), which is hard on the composition.
+    Holm's correction is for two families: the composition and the other parents, and the baselines.
 
     Args:
         results: By arm, each on the same seeds; the parents among them.
@@ -140,10 +143,12 @@ def outcomes(results: Mapping[Arm, Sequence[EpisodeResult]], members: Sequence[s
     rows = {arm: Outcome(arm=arm, title=arm_title(arm, members), summary=summarise(found, arm.name)) for arm, found in results.items()}
     best = max((arm for arm in rows if arm.role == "parent"), key=lambda arm: rows[arm].rate)
     others = [arm for arm in rows if arm != best]
-    tables = [compare(results[arm], results[best], names=(arm.name, best.name)).table for arm in others]
-    adjusted = holm_adjusted([table.p_value for table in tables])
-    for arm, table, p_holm in zip(others, tables, adjusted, strict=True):
-        rows[arm] = replace(rows[arm], against=_against(table, p_holm))
+    tables = {arm: compare(results[arm], results[best], names=(arm.name, best.name)).table for arm in others}
+    for family in (_CLAIMS, _BASELINES):
+        family_arms = [arm for arm in others if arm.role in family]
+        adjusted = holm_adjusted([tables[arm].p_value for arm in family_arms])
+        for arm, p_holm in zip(family_arms, adjusted, strict=True):
+            rows[arm] = replace(rows[arm], against=_against(tables[arm], p_holm))
     return list(rows.values())
 
 

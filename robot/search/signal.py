@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 __all__ = ["DisagreementSignal", "disagreement_signal"]
 
+FEWEST = 5
+ROUNDING = 1e-5
+
 
 @dataclass(frozen=True, kw_only=True)
 class DisagreementSignal:
@@ -45,12 +48,12 @@ def disagreement_signal(results: Sequence[EpisodeResult]) -> DisagreementSignal 
         results: Of one arm; episodes without a disagreement, and those that crashed, are left out.
 
     Returns:
-        None unless at least two failures and two successes have one.
+        None unless at least five failures and five successes have one, and they differ by more than rounding.
     """
     told = [(result.disagreement, result.success) for result in results if result.disagreement is not None and not result.crashed]
     failures = np.array([value for value, success in told if not success])
     successes = np.array([value for value, success in told if success])
-    if min(len(failures), len(successes)) < 2 or np.ptp([value for value, _ in told]) == 0:  # noqa: PLR2004
+    if min(len(failures), len(successes)) < FEWEST or np.ptp([value for value, _ in told]) <= ROUNDING * failures.mean():
         return None
     won = (failures[:, None] > successes).astype(float) + 0.5 * (failures[:, None] == successes)
     auc = won.mean()

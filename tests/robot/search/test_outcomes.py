@@ -40,6 +40,16 @@ def test_arms_are_paired_with_the_parent_that_is_best_on_these_seeds():
     assert rows[first].against.p_holm == pytest.approx(max(against.p_holm, other))
 
 
+def test_baselines_are_a_family_of_tests_of_their_own():
+    arms = {arm: run(arm, [False] * 60) for arm in report_arms((0.5, 0.5), ("average",))}
+    composed, first, second, average = arms
+    counts = {composed: 45, first: 30, second: 30, average: 42}
+    arms = {arm: run(arm, [True] * counts[arm] + [False] * (60 - counts[arm])) for arm in counts}
+    against = {row.arm: row.against for row in outcomes(arms, ("a", "b"))}
+    assert against[composed].p_holm == pytest.approx(2 * binomtest(15, 15).pvalue)
+    assert against[average].p_holm == against[average].p_value == pytest.approx(binomtest(12, 12).pvalue)
+
+
 def test_of_equal_parents_the_first_is_the_best():
     arms = {arm: run(arm, [True, False]) for arm in report_arms((0.5, 0.5), ())}
     assert [row.arm.weights for row in outcomes(arms, ("a", "b")) if row.against is None] == [FIRST]
@@ -93,14 +103,14 @@ def test_the_signals_interval_covers_the_truth_as_often_as_it_says():
 
 @pytest.mark.parametrize(
     ("failures", "successes"),
-    [([1.0], [0.0] * 5), ([1.0] * 5, [0.0]), ([], []), ([0.5] * 5, [0.5] * 5)],
-    ids=["one failure", "one success", "nothing", "always the same"],
+    [([1.0, 1.2] * 2, [0.0] * 9), ([1.0] * 9, [0.0, 0.1] * 2), ([], []), ([0.5] * 5, [0.5] * 5), ([0.5] * 5, [0.5 + 1e-7] * 5)],
+    ids=["few failures", "few successes", "nothing", "always the same", "the same but for rounding"],
 )
 def test_there_is_no_signal_where_nothing_can_be_told(failures, successes):
     assert disagreement_signal(told(failures, successes)) is None
 
 
 def test_crashed_episodes_and_single_policies_have_no_say_in_the_signal():
-    results = told([1.0, 2.0, 3.0], [0.0, 0.5, 0.6])
+    results = told([1.0, 2.0, 3.0, 0.1, 0.2], [0.0, 0.5, 0.6, 0.3, 0.4])
     crashed = [episode("a", 90, False, disagreement=0.0, crashed=True, terminated=False), episode("a", 91, True)]
     assert disagreement_signal([*results, *crashed]) == disagreement_signal(results)
