@@ -196,9 +196,7 @@ def line(name: str, seed: int, result: CompositionResult) -> dict[str, Any]:
 
 def table(lines: list[dict[str, Any]]) -> str:
     """Everything that was measured, in Markdown."""
-    rows = [
-        "| pair | training seed | first | second | composed (weight of the first) | against the best parent | actions averaged | SDE parents |"
-    ]
+    rows = ["| pair | training seed | first | second | composed (first's weight) | against best parent | averaged | SDE parents |"]
     rows.append("|---|---|---|---|---|---|---|---|")
     for found in lines:
         arms: dict[str, list[dict[str, Any]]] = {}
@@ -240,8 +238,8 @@ def write_table(path: Path) -> None:
         for found in lines
     )
     text = (
-        f"# For which pairs does composition help?\n\n`{COMMAND}`; success on 200 report seeds with 95 % Wilson intervals, differences paired "
-        f"(Newcombe, exact McNemar, Holm over the table of the pair).\n\n{questions}\n\n{table(lines)}\n\n"
+        f"# For which pairs does composition help?\n\n`{COMMAND}`; success on 200 report seeds with 95 % Wilson intervals, differences "
+        f"paired (Newcombe, exact McNemar, Holm over the table of the pair).\n\n{questions}\n\n{table(lines)}\n\n"
         f"Successes on the selection seeds by the first policy's weight (a race drops what cannot win any more):\n\n{curves}\n"
     )
     path.with_suffix(".md").write_text(text, encoding="utf-8")
