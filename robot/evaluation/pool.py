@@ -81,10 +81,10 @@ class EnvPool:
             EnvironmentFailedError: If no environment could ever be made, or one breaks its contract.
         """
         answers = self._ask_workers(commands) if self._workers else self._ask_slots(commands)
-        for row, answer in answers.items():
+        for answer in answers.values():
             if isinstance(answer, Crash):
                 self._check(answer)
-                _logger.warning("environment %s crashed in row %d: %s\n%s", self.source.name, row, answer.error, answer.details)
+                _logger.debug("%s", answer.details)
         return dict(sorted(answers.items()))
 
     def _ask_slots(self, commands: Mapping[int, Command]) -> dict[int, Answer]:

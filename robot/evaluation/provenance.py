@@ -11,6 +11,7 @@ from typing import Any
 
 from flowrl.errors import CheckpointError, ConfigError
 from flowrl.train.describe import differences
+from robot.learning.checkpoint import PolicyFile, find_policy
 
 __all__ = ["checkpoint_hashes", "git_revision", "refuse_another_run", "sha256_of"]
 
@@ -19,12 +20,15 @@ _FREE = ("run_dir", "rows", "workers", "videos", "seeds", "timeout_s", "device",
 
 
 def checkpoint_hashes(source: object) -> dict[str, str]:
-    """The files and folders that a component names in fields called ``path``, at any depth, with their SHA-256.
+    """The checkpoints that a component names at any depth, with their SHA-256: policy files, and whatever else is a path to something.
 
     Args:
         source: Of a policy, or anything else made of dataclasses.
+
+    Raises:
+        CheckpointError: If a policy file does not exist.
     """
-    return {path: sha256_of(Path(path)) for path in _paths(source)}
+    return {name: sha256_of(path) for name, path in _paths(source)}
 
 
 def sha256_of(path: Path) -> str:
@@ -69,19 +73,19 @@ def refuse_another_run(folder: Path, before: Mapping[str, Any], now: Mapping[str
         )
 
 
-def _paths(source: object) -> Iterator[str]:
-    if is_dataclass(source) and not isinstance(source, type):
+def _paths(source: object) -> Iterator[tuple[str, Path]]:
+    """As written in the config, and as found."""
+    if isinstance(source, PolicyFile):
+        yield str(source.path), find_policy(source.path)
+    elif is_dataclass(source) and not isinstance(source, type):
         for item in fields(source):
             value = getattr(source, item.name, None)
-            if item.name == "path" and isinstance(value, str | Path) and Path(value).exists():
-                yield str(value)
+            if (isinstance(value, Path) or (item.name == "path" and isinstance(value, str))) and Path(value).exists():
+                yield str(value), Path(value)
             else:
                 yield from _paths(value)
-    elif isinstance(source, list | tuple):
-        for value in source:
-            yield from _paths(value)
-    elif isinstance(source, Mapping):
-        for value in source.values():
+    elif isinstance(source, list | tuple | Mapping):
+        for value in source.values() if isinstance(source, Mapping) else source:
             yield from _paths(value)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from robot.envs.base import EnvSource
 
 __all__ = ["EpisodeRunner", "OnEpisode", "OnPicture", "run_episodes"]
+
+_logger = logging.getLogger("flowrl.robot.evaluation")
 
 OnEpisode: TypeAlias = Callable[[EpisodeResult], None]
 """Called with each result as soon as its episode has ended."""
@@ -229,6 +232,8 @@ class EpisodeRunner:
         course = self._courses.pop(row)
         result = course.result(self._executor.summary(row), terminated=terminated, truncated=truncated, error=error)
         self._results[result.key] = result
+        if error is not None:
+            _logger.warning("%s, seed %d: crashed and counts as no success: %s", self.pool.source.name, result.seed, error)
         if self.on_episode is not None:
             self.on_episode(result)
 

@@ -130,7 +130,7 @@ def test_an_environment_that_raises_costs_its_own_episode(caplog):
     stepped, reset = ill[3], ill[7]
     assert stepped.error.startswith("RuntimeError: physics diverged with seed 3 (tiny_rollouts.py:")
     assert (stepped.length, reset.length, stepped.success, stepped.terminated, stepped.truncated) == (1, 0, False, False, False)
-    assert "environment reach crashed in row" in caplog.text
+    assert "reach, seed 3: crashed and counts as no success: RuntimeError: physics diverged" in caplog.text
 
 
 def test_a_crash_undoes_the_success_that_came_before_it():

@@ -1,5 +1,6 @@
 """A rollout's folder: what is in it, going on, comparing, filming."""
 
+import hashlib
 import json
 import re
 from dataclasses import replace
@@ -15,7 +16,9 @@ from tiny_rollouts import ReachSource, SteerSource
 from flowrl.errors import CheckpointError, ConfigError
 from robot.evaluation import Rollout, read_run
 from robot.evaluation.log import EpisodeLog
-from robot.evaluation.provenance import sha256_of
+from robot.evaluation.provenance import checkpoint_hashes, sha256_of
+from robot.learning import PolicyFile
+from robot.policies import Composition, MemberConfig
 from robot.types import ActionSpec
 
 SEEDS = range(20)
@@ -113,6 +116,20 @@ def test_a_run_goes_on_only_with_what_it_began_with(tmp_path):
     checkpoint.write_bytes(b"two")
     with pytest.raises(CheckpointError, match=rf"checkpoints changed.*{before} -> {sha256_of(checkpoint)}"):
         rollout(tmp_path, policy=policy).run(range(2), resume=True)
+
+
+def test_a_policy_file_is_hashed_wherever_in_the_config_it_stands(tmp_path):
+    (tmp_path / "trained").mkdir()
+    file = tmp_path / "trained/policy.safetensors"
+    file.write_bytes(b"weights")
+    (tmp_path / "trained/metrics.jsonl").write_text("changes while nobody looks", encoding="utf-8")
+    policy = PolicyFile(path=str(tmp_path / "trained"))
+    composed = Composition(members=(MemberConfig(policy=policy, weight=1.0),))
+    assert checkpoint_hashes(composed) == checkpoint_hashes([policy, None]) == {str(tmp_path / "trained"): sha256_of(file)}
+    assert sha256_of(file) == hashlib.sha256(b"weights").hexdigest()
+    file.unlink()
+    with pytest.raises(CheckpointError, match="there is no policy"):
+        checkpoint_hashes(composed)
 
 
 def test_a_folder_is_hashed_by_names_and_contents(tmp_path):
