@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     rollout = _load(args)
     show_progress_messages()
     try:
-        summary = rollout.run(args.seeds, resume=args.resume)
+        summary = rollout.run(resume=args.resume)
     except KeyboardInterrupt:
         say(f"\nStopped; finished episodes are kept. Go on with: {_resume_command(args)}")
         return STOPPED_BY_USER
@@ -65,7 +65,8 @@ def _load(args: argparse.Namespace) -> Rollout:
     rollout = instantiate(load_config(args.config, args.overrides))
     if not isinstance(rollout, Rollout):
         raise ConfigError(f"{args.config} describes a {type(rollout).__name__}, not a robot.evaluation.Rollout")
-    return replace(rollout, against=Path(args.against)) if args.against else rollout
+    given = {"seeds": args.seeds, "against": args.against and Path(args.against)}
+    return replace(rollout, **{name: value for name, value in given.items() if value is not None})
 
 
 def _resume_command(args: argparse.Namespace) -> str:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["write_report"]
 
-_FACTS = ("seeds", "rows", "workers", "seed")
+_FACTS = ("rows", "workers", "seed")
 _MANY_CLIPPED = 0.01  # of the control steps
 
 
@@ -40,12 +40,13 @@ def write_report(
     arms = {"policy": [result for result in results if result.arm == "policy"], **rivals}
     arms = {name: list(found) for name, found in arms.items() if found}
     rows = [(name, summarise(found, found[0].arm)) for name, found in arms.items()]
-    config = content["config"]
+    config, seeds = content["config"], [result.seed for result in results]
     context = {
         "name": folder.resolve().name,
         "env": content["env"],
         "finished": content["finished"],
-        "facts": {name: config[name] for name in _FACTS if name in config} | {"policy": _class_name(config.get("policy"))},
+        "facts": {"policy": _class_name(config.get("policy")), "seeds": f"{min(seeds)} to {max(seeds)}"}
+        | {name: config[name] for name in _FACTS if name in config},
         "warnings": _warnings(content, rows),
         "rows": [(name, row, interval_figure(row.success_rate, row.wilson_95, index % 4)) for index, (name, row) in enumerate(rows)],
         "at_end": any(row.successes_at_end != row.successes for _, row in rows),

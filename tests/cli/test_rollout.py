@@ -30,6 +30,8 @@ def test_the_command_prints_the_outcome_and_where_everything_is(tmp_path, capsys
         assert text in printed
     assert f"report   {tmp_path / 'run/report.html'}" in printed
     assert "crashed" not in printed
+    assert "<span>seeds</span>10 to 29" in (tmp_path / "run/report.html").read_text(encoding="utf-8")
+    assert "seeds: '10:30'" in (tmp_path / "run/config.yaml").read_text(encoding="utf-8")
 
 
 def test_the_seeds_of_the_config_hold_where_none_are_given(tmp_path):

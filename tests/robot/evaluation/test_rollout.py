@@ -1,15 +1,18 @@
 """Episodes in this process: what they give, on what it depends, and what goes wrong."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from tiny_rollouts import DRIFT, TIME_UP, Reach, ReachSource, Steer
 
 from robot.envs import Toy, toy_success_rate
 from robot.envs.toy_policy import BiasedPolicy, ToyPolicy
 from robot.evaluation import EnvironmentFailedError, EnvPool, EpisodeResult, Job, run_episodes
+from robot.evaluation.rollout import _device_of
 from robot.evaluation.slot import Act, Reset, Slot
 from robot.policies import GPCPolicy
 from robot.types import ActionSpec
@@ -161,6 +164,13 @@ def test_a_policy_for_other_actions_is_refused():
     policy = Steer(action=ActionSpec(names=("y",), control_rate_hz=20))
     with pytest.raises(ValueError, match=r"the policy acts by \('y',\) at 20 Hz, rotation none; reach takes \('x',\) at 10 Hz"):
         run_episodes(STILL, policy, JOBS)
+
+
+def test_observations_go_to_where_the_policy_lives():
+    network = SimpleNamespace(network=torch.nn.Linear(1, 1, device="meta"))
+    assert str(_device_of(network)) == str(_device_of(SimpleNamespace(policies=(network,)))) == "meta"
+    assert _device_of(SimpleNamespace(device="cuda:1")) == "cuda:1"
+    assert _device_of(Steer()) == "cpu"
 
 
 def test_jobs_that_repeat_are_refused():
