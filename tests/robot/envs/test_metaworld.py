@@ -117,15 +117,32 @@ def test_gymnasiums_own_checker_accepts_it():
         check_env(MetaWorld(task="reach").make(), skip_render_check=True)
 
 
-def test_cameras_show_the_scene():
-    env = MetaWorld(task="reach", sensors=("image",), image_size=32).make()
+def drawn(seed, **fields):
+    env = MetaWorld(task="push", sensors=("image", "object"), image_size=96, video_size=64, **fields).make()
     try:
-        frame, _ = env.reset(seed=0)
+        return env, env.reset(seed=seed)[0]
     except MissingExtraError as error:
         pytest.skip(str(error))
-    assert (frame["image"].shape, frame["image"].dtype) == ((32, 32, 3), np.uint8)
-    assert frame["image"].std() > 10
-    assert env.render().shape == (240, 240, 3)
+
+
+def test_cameras_show_the_scene_the_right_way_up():
+    env, frame = drawn(0)
+    picture = frame["image"].astype(int)
+    assert (picture.shape, frame["image"].dtype) == ((96, 96, 3), np.uint8)
+    red = (picture[..., 0] > 90) & (picture[..., 1:] < 60).all(-1)  # the arm, above and left of the middle seen from corner2
+    assert red.sum() > 50
+    assert np.argwhere(red).mean(0)[0] < 55
+    assert env.render().shape == (64, 64, 3)
+    env.close()
+
+
+def test_the_object_can_be_seen():
+    env, frame = drawn(0, camera="topview")
+    simulator = env.unwrapped.simulation
+    qpos = simulator.env.data.qpos.copy()
+    qpos[9:11] += 0.1
+    simulator.env.set_state(qpos, simulator.env.data.qvel)
+    assert np.abs(simulator._frame()["image"].astype(int) - frame["image"]).max() > 50
     env.close()
 
 
