@@ -9,7 +9,9 @@ adapter                   host                                                  
 ========================  =====================================================  ==========================================================
 ``LeRobotDiffusion``      LeRobot ``diffusion``                                  LeRobot 0.4.4 itself (random weights, saved and loaded,
                                                                                  plug-in); stand-in
-``LeRobotFlow``           LeRobot ``pi0``, ``pi05``, ``smolvla``                 stand-in after the sources of 0.4.4 and 0.6.2
+``LeRobotFlow``           LeRobot ``pi0``, ``pi05``, ``smolvla``                 stand-in after the sources of 0.4.4 and 0.6.2; pi0 and pi05
+                                                                                 once by hand against 0.6.2's code, 2 layers of width 32:
+                                                                                 equal to the last bit
 ``StanfordDiffusion``     real-stanford/diffusion_policy, U-Net and transformer  its low-dimensional policies at 5ba07ac with all four
                                                                                  conditionings; stand-in, also for pictures and the
                                                                                  ``.ckpt`` file
@@ -23,8 +25,11 @@ adapter                   host                                                  
 Stand-ins (``tests/robot/adapters/standins_*.py``) have the real class, method and argument names, shapes, schedules and loops, and tiny
 networks. The tests against the hosts run where these can be imported: put clones of diffusion_policy, robomimic, DPPO or ReinFlow on
 PYTHONPATH (the last two one at a time: both call their package ``model``), or LeRobot in its environment, and run
-``pytest tests/robot/adapters``. What no adapter can compose is refused with the reason: ACT, VQ-BeT, TD-MPC, π0-FAST and SAC have no
-Gaussian path, EVO-1 starts from uniform noise, X-VLA mixes in one fixed noise, a schedule that does not end at noise biases every sample.
+``pytest tests/robot/adapters``.
+
+Pickles and hydra configs run code when they are loaded: they need ``trust_checkpoint: true``. What no adapter can compose is refused
+with the reason: ACT, VQ-BeT, TD-MPC, π0-FAST and SAC have no Gaussian path, EVO-1 starts from uniform noise, X-VLA mixes in one fixed
+noise, and a schedule that does not end at noise biases every sample.
 
 :mod:`robot.adapters.lerobot_plugin` puts compositions into ``lerobot-eval``.
 """
@@ -36,6 +41,7 @@ from robot.adapters.lerobot import LeRobotDiffusion, LeRobotFlow, LeRobotPolicyF
 from robot.adapters.openpi import OpenPiCheckpoint, OpenPiFlow
 from robot.adapters.reinflow import ReinFlowCheckpoint, ReinFlowPolicy
 from robot.adapters.robomimic import RobomimicCheckpoint, RobomimicDiffusion
+from robot.adapters.trust import with_trust
 
 __all__ = [
     "DPPOCheckpoint",
@@ -53,4 +59,5 @@ __all__ = [
     "RobomimicDiffusion",
     "StanfordDiffusion",
     "adapt_lerobot",
+    "with_trust",
 ]

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from robot.adapters.base import AdaptedPolicy
-from robot.adapters.hosts import attribute, check_file, first_query, host_module, require_trust
+from robot.adapters.hosts import attribute, check_file, first_query, host_module
 from robot.adapters.samplers import run_scheduler, scheduler_kind, scheduler_path, scheduler_sampling
+from robot.adapters.trust import require_trust
 from robot.types import ActionSpec, Observation
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Dealing with a host library: importing it, letting it encode, and reading its files without trusting them."""
+"""Dealing with a host library: importing it, and letting it encode."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import inspect
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from flowrl.errors import CheckpointError, ConfigError, MissingExtraError
+from flowrl.errors import CheckpointError, MissingExtraError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
     from types import ModuleType
 
-__all__ = ["attribute", "check_file", "class_method", "first_query", "host_module", "replaced", "require_trust"]
+__all__ = ["attribute", "check_file", "class_method", "first_query", "host_module", "replaced"]
 
 
 class _QueryError(Exception):
@@ -125,24 +125,6 @@ def first_query(owner: Any, method: str, call: Callable[[], Any]) -> dict[str, A
         except _QueryError as query:
             return query.arguments
     raise ValueError(f"{type(owner).__name__} did not call {method}: this version of the host samples in another way")
-
-
-def require_trust(path: Path, *, trusted: bool, reason: str) -> None:
-    """Refuse a file that runs code when it is loaded, unless the user vouches for it.
-
-    Args:
-        path: Of the file.
-        trusted: Whether the user does.
-        reason: Why loading runs code.
-
-    Raises:
-        ConfigError: If the user does not.
-    """
-    if not trusted:
-        raise ConfigError(
-            f"{path}: {reason}, so loading it runs whatever code its author put there. If you trust where it comes from, "
-            "set trust_checkpoint: true (command line: --trust-checkpoint)"
-        )
 
 
 def check_file(path: Path) -> Path:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from flowrl.errors import CheckpointError, ConfigError
 from robot.adapters.base import AdaptedPolicy
-from robot.adapters.hosts import check_file, host_module, require_trust
+from robot.adapters.hosts import check_file, host_module
+from robot.adapters.trust import require_trust
 from robot.normalise import NormStats
 
 if TYPE_CHECKING:

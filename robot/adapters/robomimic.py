@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from robot.adapters.base import AdaptedPolicy
-from robot.adapters.hosts import attribute, check_file, host_module, require_trust
+from robot.adapters.hosts import attribute, check_file, host_module
 from robot.adapters.samplers import run_scheduler, scheduler_kind, scheduler_path, scheduler_sampling
+from robot.adapters.trust import require_trust
 from robot.types import ActionSpec, Observation
 
 if TYPE_CHECKING:

@@ -21,6 +21,7 @@ from robot.adapters.lerobot import LeRobotPolicyFile, adapt_lerobot, refuse
 from robot.adapters.openpi import OpenPiCheckpoint
 from robot.adapters.reinflow import ReinFlowCheckpoint, flow_weights
 from robot.adapters.robomimic import RobomimicCheckpoint, averaged
+from robot.adapters.trust import with_trust
 from robot.types import ActionSpec
 
 XY = ActionSpec(names=("x", "y"), control_rate_hz=10)
@@ -100,6 +101,17 @@ def test_every_source_is_built_from_yaml_and_names_a_missing_checkpoint(name, fi
     assert source.action == XY
     with pytest.raises(CheckpointError, match=r"nowhere.* does not exist"):
         source.load()
+
+
+def test_trust_on_the_command_line_reaches_every_component_that_asks_for_it():
+    member = {"weight": 0.5, "policy": {"target": "robot.adapters.RobomimicCheckpoint", "path": "a.pth"}}
+    other = {"weight": 0.5, "policy": {"target": "robot.adapters.LeRobotPolicyFile", "path": "b"}}
+    config = {"target": "robot.policies.Composition", "members": [member, other, {"target": "robot.no_such.Thing"}], "steps": 3}
+    trusted = with_trust(config)
+    assert trusted["members"][0]["policy"] == {**member["policy"], "trust_checkpoint": True}
+    assert trusted["members"][1:] == config["members"][1:]
+    assert {**trusted, "members": 0} == {**config, "members": 0}
+    assert "trust_checkpoint" not in member["policy"]
 
 
 def test_a_missing_host_library_is_named_with_its_environment(tmp_path):
