@@ -213,3 +213,21 @@ def test_grids_of_a_discrete_policy_hold_its_own_timesteps():
     assert len(seen) == 10
     assert seen[0] == 99
     assert math.isclose(float(member.path.times()[seen[5]]), 0.5, abs_tol=0.01)
+
+
+def test_of_two_discrete_policies_the_coarser_owns_the_grid():
+    """A coarse network asked between its timesteps would answer for another noise level; a fine one has a timestep nearby."""
+    asked = {100: [], 1000: []}
+
+    def spy(timesteps, **more):
+        member = gaussian(0, 0.3, diffusion, alphas=squaredcos(timesteps))
+        record = asked[timesteps]
+        return Member(predict=lambda x, t, c: record.append(int(t[0])) or member.predict(x, t, c), kind="epsilon", path=member.path, **more)
+
+    compose(spy(1000, weight=0.5), spy(100, weight=0.5)).sample((1, 1, 1), steps=7)
+    levels = VariancePreserving(squaredcos()).times()[asked[100]]
+    near = VariancePreserving(squaredcos(1000)).times()[asked[1000]]
+    torch.testing.assert_close(near, levels, atol=6e-4, rtol=0)
+    start = float(levels[0])
+    gap = VariancePreserving(squaredcos()).times().diff().max() / 2
+    assert all(abs(float(level) - start * (1 - k / 7)) <= gap for k, level in enumerate(levels))

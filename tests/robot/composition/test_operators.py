@@ -174,3 +174,13 @@ def test_clipping_the_composition_differs_from_clipping_its_members():
     after = Composer([constant(4.0), constant(0.0)], clip=1.0).sample((1, 1, 1), steps=4)
     before = Composer([constant(4.0, clip=1.0), constant(0.0, clip=1.0)]).sample((1, 1, 1), steps=4)
     assert (after.item(), before.item()) == pytest.approx((1.0, 0.5), abs=1e-6)
+
+
+def test_beyond_the_shorter_chunk_and_is_the_longer_policy_alone():
+    """There the two cannot disagree: no noise is taken away and the weights of the longer policy do not matter."""
+    members = [gaussian(1, 0.5, weight=0.5), gaussian(-1, 0.5, weight=0.5, horizon=1)]
+    actions = Composer(members, operator="and").sample((6000, 3, 1), steps=100, generator=torch.Generator().manual_seed(0))[..., 0]
+    assert actions[:, 0].std() < 0.05
+    for step in (1, 2):
+        assert actions[:, step].mean() == pytest.approx(1.0, abs=0.03)
+        assert actions[:, step].std() == pytest.approx(0.5, abs=0.03)
