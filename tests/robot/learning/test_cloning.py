@@ -274,3 +274,10 @@ def test_mixed_precision_trains_float32_weights_by_a_loss_in_float32(tmp_path, m
     assert losses == pytest.approx(exact, rel=0.02)
     assert losses != exact
     assert {tensor.dtype for tensor in load_file(tmp_path / "run" / "policy.safetensors").values()} == {torch.float32}
+
+
+def test_every_step_draws_noise_and_times_of_its_own_and_the_same_ones_again(tmp_path):
+    session = Session(job(tmp_path, demonstrations=Given(demonstrations=numbered(1)), batch_size=1), resume=False)  # a single window
+    losses = [session._loss(step).item() for step in (0, 1, 2, 0)]
+    assert len(set(losses)) == 3
+    assert losses[3] == losses[0]

@@ -1,7 +1,7 @@
 """Learning itself: from demonstrations that know two ways to act, every process and encoder learns the conditional law.
 
 At state s the law of TwoWays is x = s ± 1 with equal probability, y = 3 − 2 s, all steps of a chunk agreeing on the way. A regression would
-answer x = s. Bounds are about twice what was measured over three seeds.
+answer x = s. The bounds are about twice what was measured with two seeds.
 """
 
 import pytest
@@ -9,7 +9,6 @@ import torch
 from demos import job
 
 from flowrl.train import AdamW
-from robot.composition import Sampling
 from robot.learning import (
     ActionMLP,
     ActionTransformer,
@@ -28,16 +27,17 @@ from robot.types import Observation
 pytestmark = pytest.mark.slow
 
 CAMERA = ImageEncoder(cameras=("picture",), channels=(8, 8), points=4, width=16)
+SAMPLE = {"process": Diffusion(predict="sample")}
 CASES = {
     "flow": {"process": Flow()},
     "reversed flow": {"process": Flow(reversed_time=True)},
     "epsilon": {"process": Diffusion()},
-    "sample": {"process": Diffusion(predict="sample")},
-    "v": {"process": Diffusion(predict="v"), "sampling": Sampling(steps=20)},
+    "sample": SAMPLE,
+    "v": {"process": Diffusion(predict="v"), "steps": 800},
     "keypoints": {"process": Flow(), "encoder": KeypointEncoder(keypoints=("keypoints",), width=16)},
     "pictures": {"process": Flow(), "encoder": CAMERA},
-    "U-Net": {"process": Flow(), "network": ActionUNet(channels=(16, 16), kernel=3, time_width=16), "batch_size": 64},
-    "transformer": {"process": Flow(), "network": ActionTransformer(width=32, layers=2), "steps": 500, "batch_size": 64},
+    "U-Net": SAMPLE | {"network": ActionUNet(channels=(16, 16), kernel=3, time_width=16), "steps": 250, "batch_size": 64},
+    "transformer": SAMPLE | {"network": ActionTransformer(width=32, layers=2), "batch_size": 64},
 }
 
 
@@ -69,5 +69,5 @@ def test_both_ways_to_act_are_learned_and_never_their_mean(fields, tmp_path):
         assert way[~up].mean().item() == pytest.approx(-1.0, abs=0.25)
         assert (way.abs() < 0.5).float().mean().item() < 0.2  # N(0, 1), of the same mean and spread, has 0.38 there
         assert ((way > 0) == up[:, None]).float().mean().item() > 0.93
-        assert actions[..., 1].mean().item() == pytest.approx(3 - 2 * state, abs=0.12)
+        assert actions[..., 1].mean().item() == pytest.approx(3 - 2 * state, abs=0.15)
         assert actions[..., 1].std().item() < 0.4  # over all states it is 1.15
