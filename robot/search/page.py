@@ -2,46 +2,35 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from markupsafe import Markup
 
-from flowrl.train import report
-from flowrl.train.figures import duration, figure
+from flowrl.train.figures import duration
+from flowrl.train.page import write_page
 from robot.search.charts import success_chart
 from robot.search.simplex import weight_label
 
 if TYPE_CHECKING:
     from robot.search.results import CompositionResult, Selection
 
-__all__ = ["REPORT_FILE", "findings", "percent", "points", "probability", "signed_percent", "write_page"]
+__all__ = ["REPORT_FILE", "findings", "percent", "points", "probability", "signed_percent", "write_report"]
 
 REPORT_FILE = "report.html"
 SMALLEST_P = 1e-4
 CERTAIN = 0.05  # below it a Holm-adjusted p-value counts
 
 
-def write_page(result: CompositionResult) -> Path:
+def write_report(result: CompositionResult) -> Path:
     """Write the page.
 
     Args:
         result: What was found.
     """
-    from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"figure": figure, "percent": percent, "points": points, "p": probability}
-    template = environment.from_string(Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8"))
-    config = yaml.safe_dump(result.identity.get("config"), sort_keys=False, allow_unicode=True)
-    page = template.render(**_context(result), config=config, style=Markup(_style()), chart=Markup(success_chart(result)))
-    path = result.run_dir / REPORT_FILE
-    part = path.with_suffix(".part")
-    part.write_text(page, encoding="utf-8")
-    return part.replace(path)
+    return write_page(result.run_dir / REPORT_FILE, Path(__file__).with_name("report.html.j2"), _context(result))
 
 
 def findings(result: CompositionResult) -> list[str]:
@@ -65,7 +54,12 @@ def findings(result: CompositionResult) -> list[str]:
 
 def percent(value: float) -> str:
     """0.865 -> ``86.5 %``."""
-    return f"{100 * value:.1f} %"
+    return f"{number(value)} %"
+
+
+def number(value: float) -> str:
+    """0.865 -> ``86.5``, where the unit stands elsewhere."""
+    return f"{100 * value:.1f}"
 
 
 def points(value: float) -> str:
@@ -117,6 +111,14 @@ def _context(result: CompositionResult) -> dict[str, Any]:
         "candidates": _candidates(selection) if selection else [],
         "judged": judged,
         "certain": CERTAIN,
+        "chart": Markup(success_chart(result)),
+        "config": yaml.safe_dump(result.identity.get("config"), sort_keys=False, allow_unicode=True),
+        "percent": percent,
+        "number": number,
+        "signed_percent": signed_percent,
+        "report_seeds": result.report_seeds,
+        "points": points,
+        "probability": probability,
         "prior": _prior(result),
         "signal": result.signal,
     }
@@ -150,12 +152,3 @@ def _prior(result: CompositionResult) -> list[dict[str, Any]]:
         {"name": name, "weight": prior.weights[index], "error": prior.gram[index][index], "gram": prior.gram[index]}
         for index, name in enumerate(result.members)
     ]
-
-
-def _style() -> str:
-    """The style sheet of all of flowrl's reports, from the page of a training run."""
-    source = Path(report.__file__).with_name("report.html.j2").read_text(encoding="utf-8")
-    from jinja2 import Environment
-
-    found = re.search(r"<style>(.*?)</style>", source, re.DOTALL)
-    return "" if found is None else Environment(autoescape=False).from_string(found.group(1)).render()

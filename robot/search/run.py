@@ -19,7 +19,7 @@ from robot.policies import Composition, GPCPolicy
 from robot.search.arena import Arena
 from robot.search.charts import write_plot
 from robot.search.outcomes import Baseline, outcomes, report_arms
-from robot.search.page import write_page
+from robot.search.page import write_report
 from robot.search.results import CompositionResult, Selection
 from robot.search.signal import disagreement_signal
 
@@ -152,7 +152,7 @@ def conclude(contest: Contest, weights: Weights, seeds: Sequence[int], selection
     )
     result.save()
     write_plot(result)
-    write_page(result)
+    write_report(result)
     return result
 
 

@@ -198,6 +198,7 @@ def test_results_report_and_plot_are_written_and_agree(tmp_path):
     with Image.open(tmp_path / "success_against_weight.png") as plot:
         assert plot.size[0] > 1000
     assert "network time per chunk" in page
+    assert "--page: #" in page  # flowrl's style sheet
     assert instantiate(load_config(tmp_path / "config.yaml")) == search(tmp_path)  # the folder's own config is the search
 
 
