@@ -46,7 +46,7 @@ class Library:
 
 
 EXTRAS: dict[str, tuple[Library, ...]] = {
-    "robot": (Library("gymnasium", "1.0", "2"), Library("h5py", "3.10"), Library("imageio", "2.34"), Library("pyarrow", "15")),
+    "robot": (Library("gymnasium", "1.0", "2"), Library("h5py", "3.10"), Library("imageio", "2.34"), Library("pyarrow", "15", "26")),
     "pusht": (Library("gym_pusht", "0.1.6", distribution="gym-pusht"), Library("gymnasium", "1.0", "2")),
     "metaworld": (Library("metaworld", "3.0"), Library("mujoco", "3.0", "3.10"), Library("gymnasium", "1.0", "2")),
     "robosuite": (Library("robosuite", "1.5.1", "1.6"), Library("mujoco", "3.3", "3.10"), Library("gymnasium", "1.0", "2")),

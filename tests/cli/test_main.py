@@ -145,13 +145,13 @@ def trainer_that(raises):
 
 
 def test_ctrl_c_exits_130_and_shows_how_to_go_on(monkeypatch, capsys):
-    monkeypatch.setattr("flowrl.cli.console.load_trainer", lambda *_: (trainer_that(KeyboardInterrupt()), None))
+    monkeypatch.setattr("flowrl.cli.console.load_component", lambda *_: (trainer_that(KeyboardInterrupt()), None))
     assert main(["train", "my config.yaml", "run_dir=a b"]) == 130
     assert "Go on with: flowrl train 'my config.yaml' 'run_dir=a b' --resume" in capsys.readouterr().out
 
 
 def test_only_the_first_of_several_processes_shows_how_to_go_on(monkeypatch, capsys):
-    monkeypatch.setattr("flowrl.cli.console.load_trainer", lambda *_: (trainer_that(KeyboardInterrupt()), None))
+    monkeypatch.setattr("flowrl.cli.console.load_component", lambda *_: (trainer_that(KeyboardInterrupt()), None))
     for rank, expected in (("0", "the same command with --resume"), ("1", "")):
         monkeypatch.setenv("RANK", rank)
         monkeypatch.setenv("WORLD_SIZE", "2")
