@@ -335,7 +335,7 @@ def main() -> None:
     """Measure and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=9)
-    parser.add_argument("--repeats", type=int, default=1000, help="simulated searches")
+    parser.add_argument("--repeats", type=int, default=2000, help="simulated searches")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     load_before, turns = os.getloadavg(), arguments.turns
