@@ -102,15 +102,16 @@ class ScriptedExpert:
         """Take the object from where it lies now to where it belongs."""
         raise NotImplementedError
 
-    def move(self, to: Vector, yaw: float, grip: float) -> NDArray[np.float32]:
-        """One action towards a pose."""
+    def move(self, to: Vector, turn: float, grip: float) -> NDArray[np.float32]:
+        """One action towards a place and a turn from where the hand is now, the way round that the wrist can go."""
+        yaw = self.hand.yaw + min(max(self.hand.way_round(turn), -1), 1)
         return self.hand.towards(to, yaw, grip, gain=self.style.gain, speed=self.style.speed)
 
     def reach(self, to: Callable[[], Vector], yaw: Callable[[], float], grip: float, *, within: float, patience: int = 80) -> Actions:
         """Move until the hand is at a place that may itself move: within so many metres, and 0.1 rad for each centimetre of them."""
         for _ in range(patience):
-            place, turn = to(), yaw()
-            if math.dist(place, self.hand.position) < within and abs(wrapped(turn - self.hand.yaw)) < 10 * within:
+            place, turn = to(), wrapped(yaw() - self.hand.yaw)
+            if math.dist(place, self.hand.position) < within and abs(turn) < 10 * within:
                 return
             yield self.move(place, turn, grip)
 
@@ -123,7 +124,7 @@ class ScriptedExpert:
         """Stay and work the fingers."""
         place, yaw = self.hand.position, self.hand.yaw
         for _ in range(steps):
-            yield self.move(place, yaw, grip)
+            yield self.move(place, wrapped(yaw - self.hand.yaw), grip)
 
     def grasp(self, where: Callable[[], Vector], yaw: Callable[[], float]) -> Actions:
         """Come from above with open fingers and close them."""
@@ -141,7 +142,7 @@ class ScriptedExpert:
             done = np.linalg.norm(off) < within and abs(angle) < 0.12  # noqa: PLR2004
             if done or not self.hand.is_near(thing, HELD_M):
                 return
-            yield self.move(self.hand.position + off, self.hand.yaw + min(max(angle, -1), 1), CLOSE)
+            yield self.move(self.hand.position + off, angle, CLOSE)
 
 
 class LiftExpert(ScriptedExpert):
@@ -154,7 +155,7 @@ class LiftExpert(ScriptedExpert):
         yield from self.grasp(lambda: cube.position, lambda: cube.yaw + quarter * round((FORWARD - cube.yaw) / quarter))
         above = cube.position + np.array([0, 0, 0.08 + self.style.carry_m])
         while self.hand.is_near(cube, 0.03):
-            yield self.move(above, self.hand.yaw, CLOSE)
+            yield self.move(above, 0.0, CLOSE)
 
 
 class CanExpert(ScriptedExpert):
@@ -180,15 +181,13 @@ class SquareExpert(ScriptedExpert):
     def attempt(self) -> Actions:
         """One grasp and one insertion."""
         nut, peg = self.hand.body("SquareNut_main"), self.hand.body("peg1").position
-        side, goal, final = peg_approach(nut.yaw, self.hand.bearing(nut))
+        side, goal = peg_approach(nut.yaw, self.hand.bearing(nut))
         height = 1.0 + self.style.carry_m
         yield from self.grasp(lambda: nut.point(np.array([HANDLE_M, 0, 0])), lambda: nut.yaw + side)
         yield from self.rise(height, CLOSE)
 
         def turn() -> float:
-            shortest = wrapped(goal - nut.yaw)
-            excess = self.hand.wrist + shortest - final
-            return shortest - 2 * math.pi * round(excess / (2 * math.pi))  # the way round that the wrist can go
+            return wrapped(goal - nut.yaw)
 
         for _ in range(3):
             yield from self.carry(nut, np.array([*peg[:2], height]), turn, within=0.005, patience=80)
@@ -199,7 +198,7 @@ class SquareExpert(ScriptedExpert):
         yield from self.rise(height, OPEN)
 
 
-def peg_approach(yaw: float, bearing: float) -> tuple[float, float, float]:
+def peg_approach(yaw: float, bearing: float) -> tuple[float, float]:
     """How to grasp a nut so that the wrist can also bring it onto the peg.
 
     The wrist turns from 1.9 rad right to 2.6 rad left of the direction from the robot's base to the hand. The handle may end up pointing
@@ -210,7 +209,7 @@ def peg_approach(yaw: float, bearing: float) -> tuple[float, float, float]:
         bearing: Direction from the robot's base to the nut, rad.
 
     Returns:
-        Direction in which the fingers open relative to the handle's, direction of the handle on the peg, and turn of the hand there.
+        Direction in which the fingers open relative to the handle's, and direction of the handle on the peg, rad.
     """
     found = []
     for side in (-math.pi / 2, math.pi / 2):
@@ -219,5 +218,5 @@ def peg_approach(yaw: float, bearing: float) -> tuple[float, float, float]:
             turn = wrapped(goal - yaw)
             end = begin + turn
             if all(-1.9 < angle < 2.6 for angle in (begin - bearing, end - PEG_BEARING)):  # noqa: PLR2004
-                found.append((abs(begin) + 0.5 * abs(end) + 0.3 * abs(turn) + effort, (side, goal, end)))
+                found.append((abs(begin) + 0.5 * abs(end) + 0.3 * abs(turn) + effort, (side, goal)))
     return min(found)[1]

@@ -17,6 +17,9 @@ Vector: TypeAlias = NDArray[np.float64]
 FORWARD = math.pi / 2
 """Direction in which the fingers open while the wrist is straight, rad from the world's x-axis."""
 
+WRIST_MIDDLE = 0.35
+"""Of the range of the wrist, rad to the left of the direction from the robot's base to the hand."""
+
 STEP_M, STEP_RAD = 0.05, 0.5
 
 
@@ -83,11 +86,6 @@ class Hand:
         return _direction(self._rotation[:, 0])
 
     @property
-    def wrist(self) -> float:
-        """Turn to the left of straight ahead, rad in (-pi, pi]."""
-        return wrapped(self.yaw - FORWARD)
-
-    @property
     def bin_corner(self) -> Vector:
         """Corner, nearest to the robot, of the can's bin on the floor of the bins, ``(3,)``, metres."""
         return np.array(self.robosuite.bin2_pos)
@@ -96,9 +94,19 @@ class Hand:
         """An object by its name in the model."""
         return Body(self._data, self._model.body(name).id)
 
-    def bearing(self, thing: Body) -> float:
-        """Direction from the robot's base to an object seen from above, rad."""
+    def bearing(self, thing: Body | Hand) -> float:
+        """Direction from the robot's base to an object, or to the hand itself, seen from above, rad."""
         return _direction(thing.position - np.array(self.robosuite.robots[0].base_pos))
+
+    def way_round(self, turn: float) -> float:
+        """The turn, or its complement to a full one if that ends further from the stops of the wrist.
+
+        Args:
+            turn: From where the hand is now, rad in (-pi, pi].
+        """
+        now = wrapped(self.yaw - FORWARD - self.bearing(self))
+        ways = (turn, turn - 2 * math.pi, turn + 2 * math.pi)
+        return min(ways, key=lambda way: abs(now + way - WRIST_MIDDLE))
 
     def is_near(self, thing: Body, metres: float) -> bool:
         """Whether an object is about where the fingers are."""
