@@ -5,6 +5,7 @@ from robot.composition.guidance import CostGuidance, Guidance, UnconditionalGuid
 from robot.composition.loop import BoundComposition, Composed
 from robot.composition.member import Member
 from robot.composition.sampling import Sampling
+from robot.composition.scheduler import sample_with_scheduler
 
 __all__ = [
     "BoundComposition",
@@ -15,5 +16,6 @@ __all__ = [
     "Member",
     "Sampling",
     "UnconditionalGuidance",
+    "sample_with_scheduler",
     "smoothness",
 ]

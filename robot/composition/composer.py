@@ -35,7 +35,9 @@ class Composer:
     """Policies of any Gaussian path, prediction kind and normaliser as one sampler of actions, and one velocity field.
 
     Members are queried at equal signal-to-noise ratio in raw units, so diffusion and flow policies with different normalisers combine
-    exactly (see :mod:`robot.composition.frame`). Members of constant weight zero are never called.
+    exactly (see :mod:`robot.composition.frame`). Members of constant weight zero are never called. Steps are of second order
+    (DPM-Solver++(2M)), so a policy composed with nothing draws from its law, but not the very numbers of its library's own DDPM or Euler
+    loop; for those, see :func:`robot.composition.sample_with_scheduler` and the adapters' ``act``.
 
     Attributes:
         members: The policies.

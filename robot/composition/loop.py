@@ -106,7 +106,7 @@ class Loop:
         device = self.device or (generator.device if isinstance(generator, torch.Generator) else torch.device("cpu"))
         rows = self.batch * self._particles
         # N(0, I) in the coordinates of a variance-preserving path at the first noise level; a pure flow starts at 1, where the factor is 1.
-        x = randn((rows, self.horizon, self.dims), generator, device=device) * (times[0] ** 2 + (1 - times[0]) ** 2) ** 0.5
+        x = self._noise(rows, generator, device) * (times[0] ** 2 + (1 - times[0]) ** 2) ** 0.5
         disagreement = x.new_zeros(rows)
         for number, (t, s) in enumerate(pairwise(times)):
             step = self.step(self.panel, x, (t, s), number, dynamics, generator)

@@ -58,6 +58,18 @@ def test_padding_of_a_policy_stays_with_it_and_is_not_returned():
     torch.testing.assert_close(seen[-1][0, 0, 1:], torch.tensor([7.0, 9.0]), atol=0.1, rtol=0)
 
 
+def test_a_padded_policy_without_weight_leaves_the_others_their_noise():
+    """Common random numbers: at the vertices of a weight search the chunk starts from the same noise of the action."""
+    padded = Member(predict=lambda x, t, c: 0 * x, kind="sample", path=RectifiedFlow(), private_dims=3, weight=0.0)
+    draw = lambda *members: drawn(Composer(list(members)), rows=4, steps=5)  # noqa: E731
+    seen = []
+    spy = Member(predict=lambda x, t, c: seen.append(x.clone()) or 0 * x, kind="sample", path=RectifiedFlow(), private_dims=3)
+    torch.testing.assert_close(draw(gaussian(0, 1), padded), draw(gaussian(0, 1)), atol=0, rtol=0)
+    draw(spy)
+    first = torch.randn(4, 1, 1, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(seen[0][..., :1], first, atol=0, rtol=0)
+
+
 def test_weights_may_differ_between_dimensions_steps_and_noise_levels():
     gripper = torch.tensor([0.9, 0.2])
     by_dimension = Composer([constant([1.0, 1.0], weight=gripper), constant([0.0, 0.0], weight=1 - gripper)])
