@@ -16,8 +16,15 @@ if TYPE_CHECKING:
     from flowrl.train.outcomes import Outcome
     from flowrl.train.trainer import RLTrainer
 
-__all__ = ["load_component", "load_trainer", "outcome_table", "row", "say", "show", "show_progress_messages"]
+__all__ = ["command_of", "load_component", "load_trainer", "outcome_table", "row", "say", "show", "show_progress_messages"]
 
+_COMMANDS = {
+    "CompositionEvaluation": "compose eval",
+    "Pretrain": "pretrain",
+    "Recording": "record",
+    "Rollout": "rollout",
+    "WeightSearch": "compose search",
+}
 
 WIDTH = 110  # columns of a table that is written to a file or pipe
 
@@ -123,5 +130,11 @@ def load_trainer(source: str, overrides: Sequence[str] = ()) -> tuple[RLTrainer,
     return trainer, folder
 
 
+def command_of(component: object) -> str | None:
+    """The command that runs a component where that is not ``flowrl train``; None where there is none."""
+    return _COMMANDS.get(type(component).__name__)
+
+
 def _other_command(component: object) -> str:
-    return "; run it with flowrl pretrain" if type(component).__name__ == "Pretrain" else ""
+    command = command_of(component)
+    return f"; run it with flowrl {command}" if command else ""

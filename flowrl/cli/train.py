@@ -83,12 +83,11 @@ def _load(args: argparse.Namespace) -> Job:
     """
     import inspect
 
-    from flowrl.cli.console import load_component, load_trainer
+    from flowrl.cli.console import command_of, load_component, load_trainer
 
     component, _ = load_component(args.config, args.overrides)
-    try:
-        inspect.signature(cast("Job", component).run).bind(resume=True)
-    except (AttributeError, TypeError, ValueError):
+    parameters = inspect.signature(component.run).parameters if hasattr(component, "run") else {}
+    if command_of(component) or "resume" not in parameters:
         return load_trainer(args.config, args.overrides)[0]  # says what it is, and what to do with it
     return cast("Job", component)
 

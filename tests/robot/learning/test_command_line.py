@@ -40,11 +40,15 @@ def test_training_ends_with_what_was_measured_and_where_everything_is(tmp_path, 
         ([CONFIG, "network.layers=0"], "config.network: ActionTransformer.layers must be at least 1, got 0"),
         ([CONFIG, "process.schedule=cosine"], "config.process.schedule: Diffusion expects Literal"),
         ([CONFIG, "process.schedule=linear"], "ends at alpha_bar = 0.364"),
+        (["robot/record_toy"], "describes a Recording, not a flowrl.train.RLTrainer; run it with flowrl record"),
+        (["robot/rollout_toy"], "describes a Rollout, not a flowrl.train.RLTrainer; run it with flowrl rollout"),
+        (["smoke/robot_compose_toy"], "describes a WeightSearch, not a flowrl.train.RLTrainer; run it with flowrl compose search"),
         (["image/digits_pretrain"], "describes a Pretrain, not a flowrl.train.RLTrainer; run it with flowrl pretrain"),
     ],
 )
 def test_what_a_user_can_mend_is_one_message(arguments, message, tmp_path, capsys):
-    assert main(["train", *arguments, f"run_dir={tmp_path / 'run'}"]) == 2
+    place = [] if "record" in arguments[0] else [f"run_dir={tmp_path / 'run'}"]
+    assert main(["train", *arguments, *place]) == 2
     told = capsys.readouterr().err
     assert message in told
     assert "Traceback" not in told
