@@ -116,6 +116,11 @@ class Loop:
         self.panel.check_finite()
         return self._composed(x, disagreement.reshape(self.batch, -1).mean(1))
 
+    def _noise(self, rows: int, generator: RandomSource, device: torch.device) -> Tensor:
+        """Of the action first, then of private dimensions, so that a padded policy of weight zero changes nothing for the others."""
+        widths = [width for width in (self.dof, self.dims - self.dof) if width]
+        return torch.cat([randn((rows, self.horizon, width), generator, device=device) for width in widths], -1)
+
     def step(self, panel: Panel, x: Tensor, times: tuple[float, float], number: int, dynamics: Dynamics, generator: RandomSource) -> Step:
         """Ask every member about a state."""
         t, s = times
