@@ -23,7 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the page and print its path."""
     from flowrl.cli.console import say
-    from flowrl.train.report import write_report
+    from flowrl.train.record import read_record
 
+    if str(read_record(args.run).config.get("target", "")).startswith("robot.learning."):
+        from robot.learning.report import write_report
+    else:
+        from flowrl.train.report import write_report
     say(str(write_report(args.run)))
     return 0

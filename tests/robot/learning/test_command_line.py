@@ -27,7 +27,10 @@ def test_training_ends_with_what_was_measured_and_where_everything_is(tmp_path, 
     told = capsys.readouterr().out
     for name in ("loss", "action error", "report.html", "policy.safetensors"):
         assert name in told
-    assert (tmp_path / "run" / "report.html").is_file()
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    (tmp_path / "run" / "report.html").unlink()
+    assert main(["report", str(tmp_path / "run")]) == 0
+    assert (tmp_path / "run" / "report.html").read_text(encoding="utf-8") == page
 
 
 @pytest.mark.parametrize(
