@@ -1,35 +1,75 @@
-"""Acting: policies and their composition (GPC), environments, demonstrations, evaluation, weight search."""
+"""Acting: policies and their composition (GPC), environments, demonstrations, evaluation, weight search.
 
-from robot.composition import Composed, Composer, CostGuidance, Guidance, Member, Sampling, UnconditionalGuidance, smoothness
-from robot.evaluation.statistics import mcnemar_exact, wilson_interval
+Everything here is light to import; simulators and other libraries are imported where they are used.
+"""
+
+from robot.composition import (
+    Composed,
+    Composer,
+    CostGuidance,
+    Guidance,
+    Member,
+    Sampling,
+    UnconditionalGuidance,
+    sample_with_scheduler,
+    smoothness,
+)
+from robot.demonstrations import Demonstrations, Episode, LeRobotFiles, Recording, RobomimicHDF5
+from robot.envs import MetaWorld, NoisySensors, PushT, Robosuite, Toy
+from robot.evaluation import Job, Rollout, mcnemar_exact, newcombe_interval, run_episodes, wilson_interval
 from robot.execution import ChunkExecutor
+from robot.learning import BehaviourCloning, Diffusion, Flow, PolicyFile, load_policy
 from robot.normalise import NormStats
 from robot.policies import ComposablePolicy, Composition, FlowPolicy, GPCPolicy, MemberConfig, PolicySource
+from robot.search import CompositionEvaluation, WeightSearch
 from robot.types import ActionChunk, ActionSpec, Observation, Policy
 
-OWNER = "flowrl"
+OWNER = "flowrl"  # robotframework also ships a package of this name
 
 __all__ = [
+    "OWNER",
     "ActionChunk",
     "ActionSpec",
+    "BehaviourCloning",
     "ChunkExecutor",
     "ComposablePolicy",
     "Composed",
     "Composer",
     "Composition",
+    "CompositionEvaluation",
     "CostGuidance",
+    "Demonstrations",
+    "Diffusion",
+    "Episode",
+    "Flow",
     "FlowPolicy",
     "GPCPolicy",
     "Guidance",
+    "Job",
+    "LeRobotFiles",
     "Member",
     "MemberConfig",
+    "MetaWorld",
+    "NoisySensors",
     "NormStats",
     "Observation",
     "Policy",
+    "PolicyFile",
     "PolicySource",
+    "PushT",
+    "Recording",
+    "RobomimicHDF5",
+    "Robosuite",
+    "Rollout",
     "Sampling",
+    "Toy",
     "UnconditionalGuidance",
+    "WeightSearch",
+    "load_policy",
     "mcnemar_exact",
+    "newcombe_interval",
+    "run_episodes",
+    "sample_with_scheduler",
     "smoothness",
     "wilson_interval",
 ]

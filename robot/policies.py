@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from torch import Tensor, nn
 
@@ -182,6 +182,7 @@ class GPCPolicy:
         every: For each policy, ask it at every so many denoising steps only; empty asks all at each.
         guidance: Terms on the composed velocity.
         vmap: See :class:`robot.composition.Composer`.
+        names: Of the members, for tables; empty for their own.
 
     Raises:
         ValueError: If the policies cannot be composed, or a number is missing.
@@ -195,13 +196,14 @@ class GPCPolicy:
     every: tuple[int, ...] = ()
     guidance: tuple[Guidance, ...] = ()
     vmap: bool = False
+    names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         count = len(self.policies)
-        if not count or len(self.weights) != count or len(self.every) not in (0, count):
+        if not count or len(self.weights) != count or not {len(self.every), len(self.names)} <= {0, count}:
             raise ValueError(
-                f"a composition needs a weight for each of its policies (and every, if given, too), got {count} policies, "
-                f"{len(self.weights)} weights and {len(self.every)} numbers of every"
+                f"a composition needs a weight for each of its policies (and every and names, if given, too), got {count} policies, "
+                f"{len(self.weights)} weights, {len(self.every)} numbers of every and {len(self.names)} names"
             )
         if self.sampling is None:
             most = max(policy.sampling.steps for policy in self.policies)
@@ -214,7 +216,12 @@ class GPCPolicy:
     @property
     def name(self) -> str:
         """Names and weights of the members."""
-        return " + ".join(f"{weight:g} {policy.name}" for weight, policy in zip(self.weights, self.policies, strict=True))
+        return " + ".join(f"{weight:g} {name}" for weight, name in zip(self.weights, self.member_names, strict=True))
+
+    @property
+    def member_names(self) -> tuple[str, ...]:
+        """What the members are called in tables."""
+        return self.names or tuple(policy.name for policy in self.policies)
 
     @property
     def action(self) -> ActionSpec:
@@ -264,6 +271,7 @@ class GPCPolicy:
             members.append(
                 replace(
                     policy.member(self.weights[index]),
+                    name=self.member_names[index],
                     every=self.every[index] if self.every else 1,
                     dims=None if dims == tuple(range(len(names))) else dims,
                     start=self.first - policy.first,
@@ -336,8 +344,10 @@ class Composition:
         Raises:
             ValueError: If a policy has no Gaussian path, or they cannot be composed.
         """
+        policies = tuple(_composable(member.policy.load(device)) for member in self.members)
         return GPCPolicy(
-            policies=tuple(_named(member, device) for member in self.members),
+            policies=policies,
+            names=tuple(config.name or policy.name for config, policy in zip(self.members, policies, strict=True)),
             weights=self.weights,
             operator=self.operator,
             sampling=self.sampling,
@@ -346,8 +356,7 @@ class Composition:
         )
 
 
-def _named(config: MemberConfig, device: str) -> ComposablePolicy:
-    policy: Any = config.policy.load(device)
+def _composable(policy: Any) -> ComposablePolicy:
     if not hasattr(policy, "member"):
         raise ValueError(f"{type(policy).__name__} has no Gaussian path (no method member), so it cannot be composed")
-    return replace(policy, name=config.name) if config.name else policy
+    return cast("ComposablePolicy", policy)

@@ -306,3 +306,9 @@ def test_a_foreign_package_is_named_by_the_distribution_that_installed_it(tmp_pa
     (metadata / "top_level.txt").write_text("robot\n")
     message = run_beside(tmp_path)
     assert "(installed by robotframework); pip uninstall robotframework, or install" in message
+
+
+def test_a_range_on_the_command_line_is_no_number_in_base_60():
+    from flowrl.config import load_config
+
+    assert load_config("smoke/robot_rollout_toy", ["seeds=5:20"])["seeds"] == "5:20"

@@ -31,10 +31,13 @@ MOST_ROWS = 15  # of the table of candidates
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Say what the command takes."""
+    from flowrl.cli.console import add_trust_option
+
     parser.add_argument("action", choices=("search", "eval"), help="search for weights, or evaluate those of the config")
     parser.add_argument("config", metavar="CONFIG", help="a YAML file, or the name of a bundled config (flowrl configs list)")
     parser.add_argument("overrides", metavar="key=value", nargs="*", default=[], help="dotted keys of the config with other values")
     parser.add_argument("--seeds", metavar="A:B", help="eval: seeds of the episodes (default: the config's)")
+    add_trust_option(parser)
     parser.add_argument("--resume", action="store_true", help="go on with the episodes in run_dir; start afresh if there are none")
 
 
@@ -47,8 +50,8 @@ def run(args: argparse.Namespace) -> int:
     try:
         result = job.run(resume=args.resume)
     except KeyboardInterrupt:
-        seeds = ["--seeds", args.seeds] if args.seeds else []
-        command = shlex.join(["flowrl", "compose", args.action, args.config, *args.overrides, *seeds, "--resume"])
+        options = [*(["--seeds", args.seeds] if args.seeds else []), *(["--trust-checkpoint"] if args.trust_checkpoint else [])]
+        command = shlex.join(["flowrl", "compose", args.action, args.config, *args.overrides, *options, "--resume"])
         say(f"\nStopped; no finished episode is lost. Go on with: {command}")
         return STOPPED_BY_USER
     _report(result)
@@ -59,11 +62,11 @@ def _job(args: argparse.Namespace) -> WeightSearch | CompositionEvaluation:
     """What the config describes, as the action wants it."""
     from dataclasses import replace
 
-    from flowrl.config import instantiate, load_config
+    from flowrl.cli.console import load_robot_job
     from flowrl.errors import ConfigError
     from robot.search import CompositionEvaluation, WeightSearch
 
-    job = instantiate(load_config(args.config, args.overrides))
+    job = load_robot_job(args)
     if not isinstance(job, WeightSearch | CompositionEvaluation):
         raise ConfigError(
             f"{args.config} describes a {type(job).__name__}, not a robot.search.WeightSearch or robot.search.CompositionEvaluation"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Sequence
 
     from rich.table import Table
@@ -16,7 +17,18 @@ if TYPE_CHECKING:
     from flowrl.train.outcomes import Outcome
     from flowrl.train.trainer import RLTrainer
 
-__all__ = ["command_of", "load_component", "load_trainer", "outcome_table", "row", "say", "show", "show_progress_messages"]
+__all__ = [
+    "add_trust_option",
+    "command_of",
+    "load_component",
+    "load_robot_job",
+    "load_trainer",
+    "outcome_table",
+    "row",
+    "say",
+    "show",
+    "show_progress_messages",
+]
 
 _COMMANDS = {
     "CompositionEvaluation": "compose eval",
@@ -106,6 +118,28 @@ def load_component(source: str, overrides: Sequence[str] = ()) -> tuple[object, 
     if folder and not (folder / "config.yaml").is_file():
         raise ConfigError(f"{folder} is no run folder: it has no config.yaml; give the folder that flowrl train printed")
     return instantiate(load_config(folder / "config.yaml" if folder else source, overrides)), folder
+
+
+def add_trust_option(parser: argparse.ArgumentParser) -> None:
+    """The flag that lets pickled checkpoints be read."""
+    parser.add_argument(
+        "--trust-checkpoint",
+        action="store_true",
+        help="read pickled checkpoints too; they can run any code",
+    )
+
+
+def load_robot_job(args: argparse.Namespace) -> object:
+    """Build what a config of policies describes; with ``--trust-checkpoint`` its policies may come from pickles.
+
+    Raises:
+        ConfigError: If there is no such config, or it has errors.
+    """
+    from flowrl.config import instantiate, load_config
+    from robot.adapters import with_trust
+
+    config = load_config(args.config, args.overrides)
+    return instantiate(with_trust(config) if args.trust_checkpoint else config)
 
 
 def load_trainer(source: str, overrides: Sequence[str] = ()) -> tuple[RLTrainer, Path | None]:

@@ -30,12 +30,15 @@ _RARE = {"crashed": "0", "clipped steps": "0"}  # columns left out where all row
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Say what the command takes."""
+    from flowrl.cli.console import add_trust_option
+
     parser.add_argument("config", metavar="CONFIG", help="a YAML file, or the name of a bundled config (flowrl configs list)")
     parser.add_argument("overrides", metavar="key=value", nargs="*", default=[], help="dotted keys of the config with other values")
     parser.add_argument(
         "--seeds", metavar="A:B", help="seeds of the episodes, A to B − 1, or several ranges A:B,C:D (default: the config's)"
     )
     parser.add_argument("--resume", action="store_true", help="keep the finished episodes of run_dir and run the others")
+    add_trust_option(parser)
     parser.add_argument("--against", metavar="RUN_DIR", help="an earlier rollout to compare with, seed by seed")
 
 
@@ -58,11 +61,11 @@ def _load(args: argparse.Namespace) -> Rollout:
     from dataclasses import replace
     from pathlib import Path
 
-    from flowrl.config import instantiate, load_config
+    from flowrl.cli.console import load_robot_job
     from flowrl.errors import ConfigError
     from robot.evaluation import Rollout
 
-    rollout = instantiate(load_config(args.config, args.overrides))
+    rollout = load_robot_job(args)
     if not isinstance(rollout, Rollout):
         raise ConfigError(f"{args.config} describes a {type(rollout).__name__}, not a robot.evaluation.Rollout")
     given = {"seeds": args.seeds, "against": args.against and Path(args.against)}
@@ -71,7 +74,8 @@ def _load(args: argparse.Namespace) -> Rollout:
 
 def _resume_command(args: argparse.Namespace) -> str:
     options = [part for name in ("seeds", "against") if (value := getattr(args, name)) for part in (f"--{name}", value)]
-    resume = ["flowrl", "rollout", args.config, *args.overrides, *options, "--resume"]
+    trust = ["--trust-checkpoint"] if args.trust_checkpoint else []
+    resume = ["flowrl", "rollout", args.config, *args.overrides, *options, *trust, "--resume"]
     return shlex.join(resume)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
@@ -38,6 +39,8 @@ def apply_overrides(config: dict[str, Any], overrides: Sequence[str]) -> None:
 def _parse(text: str, raw: str) -> Any:
     if not raw.strip():
         raise ConfigError(f"override {text!r} has no value; write {text}null for none, or {text}\"''\" for empty text")
+    if re.fullmatch(r"\d+(:\d+)+", raw.strip()):  # seeds=0:20; YAML 1.1 would read a number in base 60
+        return raw.strip()
     try:
         return OmegaConf.to_container(OmegaConf.create(f"value: {raw}"), resolve=False)["value"]  # type: ignore[index,call-overload]
     except (YAMLError, OmegaConfBaseException) as error:

@@ -43,7 +43,9 @@ class Member:
         start: First step of the composed chunk that it covers.
         horizon: Steps that it covers; None for all from ``start``.
         private_dims: Dimensions after its own that belong to nobody else, such as the padding of a VLA.
-        every: Its network is asked at every so many steps and its predicted data reused in between (an approximation).
+        every: Its network is asked at every so many steps and its velocity reused in between: an approximation, coarse
+            where steps are few. (Reusing its predicted data, as is sometimes proposed, errs several times more: near the data a stale
+            target pulls hard.)
         clip: Bound on its own predicted data, normalised units; None for none. To clip the composition instead, see ``Composer``.
         base_noise: What its sampler starts from; only ``gaussian`` has a score.
         accept_terminal_snr: Sample although the schedule does not end at pure noise, as some training codes do; warns instead of refusing.

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from flowrl.flow import Dynamics, Transition, kept_noise
+from flowrl.flow import ODE, Dynamics, Transition, kept_noise
 from flowrl.shapes import RandomSource, randn, state_sum
 from samplers.solvers import Memory, extrapolated_data
 
@@ -100,7 +100,8 @@ class Convex(_Plain):
         target, self._memory = extrapolated_data(velocity, step.x, step.t * rows, step.s * rows, self._memory)
         if self._memory and target is not self._memory[0]:
             velocity = (step.x - target) / step.t
-        return step.transition(velocity).sample(step.generator)
+        transition = step.transition(velocity)
+        return transition.mean if isinstance(step.dynamics, ODE) else transition.sample(step.generator)
 
 
 class And(_Plain):

@@ -143,10 +143,7 @@ class Panel:
         queries = {k: self._query(k, parts[k], t) for k in asked}
         predictions = self._predictions(queries)
         for index, place in enumerate(self.seats):
-            if index in queries:
-                velocity = self._read(index, queries[index], predictions[index], t)
-            else:
-                velocity = (parts[index] - self._kept[index]) / t
+            velocity = self._read(index, queries[index], predictions[index], t) if index in queries else self._kept[index]
             rows, columns = self._rows[index], place.columns.to(x.device)
             target = result[index] if rows is None else result[index][rows]
             if place.whole:
@@ -206,11 +203,11 @@ class Panel:
         self._bad[index] = bad | self._bad[index] if index in self._bad else bad
         ends = PREDICTIONS[member.kind](prediction.to(float_dtype(prediction, query.x)), query.x, *query.ends)
         data = ends.data if member.clip is None else ends.data.clamp(-member.clip, member.clip)
+        exact = alignment.identity and member.clip is None and query.exact
+        velocity = ends.velocity if exact else (query.own - alignment.data(data)) / t
         if member.every > 1:
-            self._kept[index] = alignment.data(data)
-        if alignment.identity and member.clip is None and query.exact:
-            return ends.velocity
-        return (query.own - alignment.data(data)) / t
+            self._kept[index] = velocity
+        return velocity
 
     def _count(self, index: int, seconds: float, rows: int) -> None:
         self.seconds[index] += seconds

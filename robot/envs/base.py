@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-import numpy as np
 from numpy.typing import NDArray
-
-from robot.types import ActionSpec
 
 if TYPE_CHECKING:
     import gymnasium
+    import numpy as np
+
+    from robot.types import ActionSpec
 
 __all__ = ["EnvSource", "Expert", "Frame"]
 
@@ -36,9 +36,9 @@ class Expert(Protocol):
 class EnvSource(Protocol):
     """An environment as a config describes it; the simulator is imported when one is made.
 
-    The environments are Gymnasium's: ``reset(seed=…)`` determines the episode, observations are a :data:`Frame`, actions are float32 ``(dof,)`` in
-    physical units, ``info["success"]`` tells at every step whether the task is solved now, ``terminated`` is the task's own end,
-    ``truncated`` the time limit's, and ``render()`` gives an uint8 picture.
+    The environments are Gymnasium's: ``reset(seed=…)`` determines the episode, observations are a :data:`Frame`, actions are float32
+    ``(dof,)`` in physical units, ``info["success"]`` tells at every step whether the task is solved now, ``terminated`` is the task's own
+    end, ``truncated`` the time limit's, and ``render()`` gives an uint8 picture.
     """
 
     @property

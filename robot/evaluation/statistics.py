@@ -116,12 +116,13 @@ def null_gain(candidates: int, rate: float, trials: int) -> float:
     Raises:
         ValueError: If an argument is out of range.
     """
-    from scipy.stats import binom
+    import numpy as np
+    from scipy.special import bdtr
 
     candidates, trials = _count(candidates, "candidates"), _count(trials, "trials")
     if not (candidates and trials and 0 <= rate <= 1):
         raise ValueError(f"candidates and trials must be at least 1 and rate in [0, 1], got {candidates}, {trials} and {rate}")
-    reached = binom.cdf(range(trials), trials, rate) ** candidates  # probability that the best has at most so many successes
+    reached = bdtr(np.arange(trials), trials, rate) ** candidates  # probability that the best has at most so many successes
     return float((1 - reached).sum() / trials - rate)
 
 

@@ -46,7 +46,7 @@ def findings(result: CompositionResult) -> list[str]:
         notes = [
             f"{judged.title}: {percent(judged.rate)} on {judged.summary.episodes} seeds{unseen}, {verdict} {best.title} "
             f"({percent(best.rate)}; difference {points(against.difference)}, {points(against.low)} to {points(against.high)}, "
-            f"Holm-adjusted p = {probability(against.p_holm)})."
+            f"Holm-adjusted p {_equal(probability(against.p_holm))})."
         ]
     notes += [_sampler_note(result)] if _sampler_note(result) else []
     return notes + ([] if result.selection is None else _selection_notes(result.selection))
@@ -75,6 +75,10 @@ def signed_percent(value: float) -> str:
 def probability(value: float) -> str:
     """A p-value to two digits."""
     return f"< {SMALLEST_P:.4f}" if value < SMALLEST_P else f"{value:.2g}"
+
+
+def _equal(shown: str) -> str:
+    return shown if shown.startswith("<") else f"= {shown}"
 
 
 def _sampler_note(result: CompositionResult) -> str:

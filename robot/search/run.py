@@ -133,7 +133,7 @@ def conclude(contest: Contest, weights: Weights, seeds: Sequence[int], selection
         seeds: Of the report.
         selection: How the weights were chosen; None for given ones.
     """
-    job, members = contest.job, tuple(policy.name for policy in contest.policy.policies)
+    job, members = contest.job, contest.policy.member_names
     found = contest.arena.play(REPORT, report_arms(weights, _useful(contest)), seeds)
     judged = next(arm for arm in found if arm.role in ("composed", "parent") and arm.weights == weights)
     result = CompositionResult(

@@ -75,3 +75,24 @@ def test_ctrl_c_keeps_the_finished_episodes_and_says_how_to_go_on(tmp_path):
     assert done == list(range(len(done)))
     assert rollout(tmp_path, "rows=1", "--seeds", f"0:{len(done) + 3}", "--resume") == 0
     assert seeds_of(folder) == list(range(len(done) + 3))
+
+
+SPEC = "{target: robot.ActionSpec, names: [x], control_rate_hz: 10.0}"
+
+
+def test_pickled_checkpoints_are_trusted_only_with_the_flag(tmp_path, capsys):
+    config = tmp_path / "c.yaml"
+    config.write_text(
+        "target: robot.evaluation.Rollout\nseeds: '0:1'\nrun_dir: runs/x\nenv: {target: robot.envs.Toy}\n"
+        f"policy: {{target: robot.adapters.DiffusionPolicyCheckpoint, path: {tmp_path / 'missing.ckpt'}, action: {SPEC}}}\n",
+        encoding="utf-8",
+    )
+    from argparse import Namespace
+
+    from flowrl.cli.console import load_robot_job
+
+    told = {
+        flag: load_robot_job(Namespace(config=config, overrides=[], trust_checkpoint=flag)).policy.trust_checkpoint
+        for flag in (False, True)
+    }
+    assert told == {False: False, True: True}

@@ -118,7 +118,7 @@ class Source:
 def test_a_composition_loads_names_and_weighs_its_members():
     members = (MemberConfig(policy=Source(policy()), weight=0.25, name="a"), MemberConfig(policy=Source(policy("b")), weight=0.75, every=2))
     gpc = Composition(members=members, sampling=Sampling(steps=4, clip=None), execute=2).load()
-    assert [p.name for p in gpc.policies] == ["a", "b"]
+    assert gpc.member_names == ("a", "b")
     assert gpc.name == "0.25 a + 0.75 b"
     assert gpc.execute == 2
     gpc.act(see())
