@@ -23,11 +23,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the page and print its path."""
     from flowrl.cli.console import say
+
+    say(str(_write(args.run)))
+    return 0
+
+
+def _write(folder: Path) -> Path:
+    """The page of a run of any kind.
+
+    Raises:
+        ConfigError: If the folder holds episodes of a rollout or a composition, whose own command writes the page.
+    """
+    from flowrl.config.targets import find_target
+    from flowrl.errors import ConfigError
     from flowrl.train.record import read_record
 
-    if str(read_record(args.run).config.get("target", "")).startswith("robot.learning."):
+    if (folder / "episodes.jsonl").is_file():
+        raise ConfigError(f"{folder} holds episodes; the page is {folder / 'report.html'}: the same command with --resume writes it again")
+    target = read_record(folder).config.get("target")
+    if target is not None and find_target(target, "config.target").__name__ == "BehaviourCloning":
         from robot.learning.report import write_report
     else:
         from flowrl.train.report import write_report
-    say(str(write_report(args.run)))
-    return 0
+    return write_report(folder)

@@ -96,3 +96,10 @@ def test_pickled_checkpoints_are_trusted_only_with_the_flag(tmp_path, capsys):
         for flag in (False, True)
     }
     assert told == {False: False, True: True}
+
+
+def test_flowrl_report_says_where_the_page_of_a_rollout_is(tmp_path, capsys):
+    assert main(["rollout", "smoke/robot_rollout_toy", f"run_dir={tmp_path / 'run'}"]) == 0
+    capsys.readouterr()
+    assert main(["report", str(tmp_path / "run")]) == 2
+    assert f"the page is {tmp_path / 'run' / 'report.html'}" in capsys.readouterr().err

@@ -69,7 +69,7 @@ def test_the_expert_is_recorded_on_every_seed(tmp_path):
         assert (episode.seed, episode.success, list(episode.dones)) == (seed, True, [True])
         np.testing.assert_allclose(episode.states, [target])
     assert loaded.action == Toy().action
-    assert loaded.env["flowrl"]["env"] == {"target": "robot.envs.Toy", "tolerance": 0.2}
+    assert loaded.env["flowrl"]["env"] == {"target": "robot.Toy", "tolerance": 0.2}
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["toy.hdf5", "toy.seeds.jsonl"]
 
 
