@@ -104,7 +104,7 @@ class CompositionResult:
         report_seeds: How many.
         outcomes: Every arm on the report seeds.
         selection: How the weights were chosen; None for fixed ones.
-        signal: Whether disagreement foretells the composition's failures; None where it cannot be told.
+        signal: Whether disagreement is larger in the composition's failures; None where it cannot be told.
         identity: Configuration, checkpoints by their SHA-256, revision of the code.
         ran: Episodes of this sitting; the others were there.
         seconds: Wall time over all sittings.

@@ -20,12 +20,12 @@ ROUNDING = 1e-5
 
 @dataclass(frozen=True, kw_only=True)
 class DisagreementSignal:
-    """Disagreement of failed against successful episodes.
+    """Disagreement of failed against successful episodes: an association, as the means are over whole episodes, also after a mishap.
 
     Attributes:
         failures: Mean over failed episodes, nats.
         successes: Mean over successful ones, nats.
-        auc: Probability that a failed episode shows more of it than a successful one: 0.5 says nothing, 1 foretells failure.
+        auc: Probability that a failed episode shows more of it than a successful one: 0.5 says nothing, 1 tells all failures from all successes.
         low: Lower end of the 95 % interval of ``auc``.
         high: Its upper end.
         episodes: Failed, then successful ones.
