@@ -44,7 +44,9 @@ def _prepare(velocity: Tensor, x_t: Tensor, t: Time, s: Time) -> tuple[Tensor, T
     dtype = float_dtype(velocity, x_t)
     x_t = x_t.to(dtype)
     early, late = expand_time(t, x_t).to(dtype), expand_time(s, x_t).to(dtype)
-    if all(not isinstance(time, Tensor) or time.device.type == "cpu" for time in (t, s)):
+    if not (isinstance(t, Tensor) or isinstance(s, Tensor)):
+        _check_order(torch.tensor(t), torch.tensor(s), t, s)
+    elif all(not isinstance(time, Tensor) or time.device.type == "cpu" for time in (t, s)):
         _check_order(early, late, t, s)
     return velocity.to(dtype), x_t, early, late
 

@@ -77,7 +77,9 @@ class Loop:
         self._particles = _PARTICLES if composer.operator == "fkc" and condition is not None else 1
         per_row = None if rows is None else rows[:, used].repeat_interleave(self._particles, 0)
         self._table = WeightTable.build(self.seats, (self.horizon, self.dims, self.dof), per_row)
-        self._constant = None if any(callable(share) for share in self._shares) and per_row is None else self._table.at(1.0, self._shares)
+        constant = per_row is not None or not any(callable(share) for share in self._shares)
+        self._constant = self._table.at(1.0, self._shares) if constant else None
+        self._everybody = self._constant is not None and bool((self._constant > 0).all())
         self._bounds = None if composer.clip is None else data_bounds(self.members, self.frame, composer.clip)
         self.device = device_of(condition)
         if encode:
@@ -93,6 +95,13 @@ class Loop:
         conditions = [c if same else take_rows(c, chosen) for c in self._conditions]
         return Panel(self._seats_all, conditions, self._asked, self.composer.stack if len(self._seats_all) == len(self.members) else None)
 
+    def _move(self, device: torch.device) -> None:
+        """Bring what every step needs to where the states are, once."""
+        if self._constant is not None:
+            self._constant = self._constant.to(device)
+        if self._bounds is not None:
+            self._bounds = (self._bounds[0].to(device), self._bounds[1].to(device))
+
     def weights_at(self, t: float) -> Tensor:
         """``(member, batch or 1, horizon, dims)`` at one noise level."""
         return self._table.at(t, self._shares) if self._constant is None else self._constant
@@ -104,6 +113,7 @@ class Loop:
         dynamics = dynamics_of(sampler, needs_noise=operator.needs_noise)
         times = composition_times(self._seats_all, steps)
         device = self.device or (generator.device if isinstance(generator, torch.Generator) else torch.device("cpu"))
+        self._move(device)
         rows = self.batch * self._particles
         # N(0, I) in the coordinates of a variance-preserving path at the first noise level; a pure flow starts at 1, where the factor is 1.
         x = self._noise(rows, generator, device) * (times[0] ** 2 + (1 - times[0]) ** 2) ** 0.5
@@ -127,7 +137,7 @@ class Loop:
         velocities = panel.velocities(x, t, number)
         own, extra = velocities[: len(self.members)], velocities[len(self.members) :]
         weights = self.weights_at(t).to(x)
-        if not bool((weights > 0).all()):
+        if not self._everybody:
             own = torch.where(weights > 0, own, (weights * own).sum(0, keepdim=True))
         return Step(own, weights, x, t, s, lambda v: self._refined(v, x, t, extra), dynamics, generator, self.dof)
 

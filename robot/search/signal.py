@@ -25,7 +25,7 @@ class DisagreementSignal:
     Attributes:
         failures: Mean over failed episodes, nats.
         successes: Mean over successful ones, nats.
-        auc: Probability that a failed episode shows more of it than a successful one: 0.5 says nothing, 1 tells all failures from all successes.
+        auc: Probability that a failed episode shows more of it than a successful one: 0.5 says nothing, 1 tells them all apart.
         low: Lower end of the 95 % interval of ``auc``.
         high: Its upper end.
         episodes: Failed, then successful ones.
