@@ -236,6 +236,8 @@ class VariancePreserving(AffinePath):
             raise ValueError(
                 f"this schedule's largest noise level is {largest:.6f}, got t = {float(torch.as_tensor(t).max()):.6f}; start the grid there"
             )
-        time = expand_time(t, like)
+        dtype = float_dtype(t, like) if isinstance(t, Tensor) else float_dtype(like)
+        # Near pure noise 1 − t is 5e-4: in float32 it would be wrong by 1e-4 of itself, and with it all predicted data.
+        time = t.cpu().double() if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
         norm = (time**2 + (1 - time) ** 2).sqrt()
-        return (1 - time) / norm, time / norm
+        return expand_time(((1 - time) / norm).to(dtype), like), expand_time((time / norm).to(dtype), like)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from robot.envs.base import EnvSource
 
-__all__ = ["EpisodeRunner", "OnEpisode", "OnPicture", "run_episodes"]
+__all__ = ["EpisodeRunner", "OnEpisode", "OnPicture", "policy_device", "run_episodes"]
 
 _logger = logging.getLogger("flowrl.robot.evaluation")
 
@@ -141,7 +141,7 @@ class EpisodeRunner:
 
     def __post_init__(self) -> None:
         _check_fit(self.policy.action, self.pool.source.action, self.pool.source.name)
-        self._executor = ChunkExecutor(self.policy, seed=self.seed, device=_device_of(self.policy))
+        self._executor = ChunkExecutor(self.policy, seed=self.seed, device=policy_device(self.policy))
         self._jobs: deque[Job] = deque()
         self._courses: dict[int, _Course] = {}
         self._results: dict[tuple[str, int], EpisodeResult] = {}
@@ -246,11 +246,11 @@ def _check_fit(policy: ActionSpec, env: ActionSpec, name: str) -> None:
         )
 
 
-def _device_of(policy: Policy) -> torch.device | str:
+def policy_device(policy: Policy) -> torch.device | str:
     """Where a policy lives: what it says, else where its network or its first member does."""
     if (device := getattr(policy, "device", None)) is not None:
         return device
     if isinstance(network := getattr(policy, "network", None), torch.nn.Module):
         return next((parameter.device for parameter in network.parameters()), "cpu")
     members = getattr(policy, "policies", ())
-    return _device_of(members[0]) if members else "cpu"
+    return policy_device(members[0]) if members else "cpu"

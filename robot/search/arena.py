@@ -100,7 +100,8 @@ class Arena:
 
     def _style(self, arm: Arm) -> _Style:
         operators = {"parent": "convex", "sde": "convex", "average": "average"}
-        operator = operators.get(arm.role, self._policy.operator)
+        alone = max(arm.weights) == 1  # a candidate that is a parent acts as that parent, under whose name the report runs it
+        operator = operators.get(arm.role, "convex" if alone else self._policy.operator)
         return _Style(operator, arm.role == "sde", tuple(weight > 0 for weight in arm.weights))
 
     def _styled(self, style: _Style) -> GPCPolicy:

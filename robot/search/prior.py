@@ -12,6 +12,7 @@ from torch import Tensor
 from flowrl.errors import ConfigError
 from flowrl.shapes import randn, seeded_generator
 from robot.demonstrations.data import DemonstrationSource
+from robot.evaluation.rollout import policy_device
 from robot.search.quadratic import least_error_weights
 from robot.search.simplex import Weights, uniform
 
@@ -92,7 +93,8 @@ class DenoisingPrior:
             )
         windows = Windows.of(data.episodes, policy.sensors, horizon=policy.horizon, history=policy.history, first=policy.first)
         rows = torch.randperm(len(windows), generator=seeded_generator(self.seed, 0))[: self.chunks]
-        parts = [(windows.observation(part), windows.chunks(part)) for part in rows.split(self.batch)]
+        device = policy_device(policy)
+        parts = [(windows.observation(part).to(device), windows.chunks(part).to(device)) for part in rows.split(self.batch)]
         gram = noise_error_gram(policy, parts, levels=self.levels, seed=self.seed)
         weights = least_error_weights(gram)
         return PriorResult(
@@ -135,7 +137,7 @@ def noise_error_gram(policy: GPCPolicy, parts: list[tuple[Observation, Tensor]],
         if not bool(covered.any()):
             raise ConfigError("the members have no step and dimension in common, so their errors cannot be compared; drop the prior")
         for error in _errors(loop, chunks, levels, seeded_generator(seed, 1, number)):
-            flat = torch.where(covered, error, 0.0).double().flatten(1)
+            flat = torch.where(covered.to(error.device), error, 0.0).double().flatten(1)
             total += (flat @ flat.T).cpu().numpy()
             entries += float(covered.expand(error.shape[1:]).sum())
     return total / entries

@@ -97,6 +97,16 @@ def test_a_diffusion_state_becomes_the_flow_state_of_the_same_ends(timestep):
     torch.testing.assert_close(own[1].squeeze(), torch.tensor(b, dtype=torch.float64))
 
 
+def test_a_noise_level_near_one_keeps_its_share_of_data_in_float32():
+    """At the last timestep a = 0.006; subtracting a float32 time from 1 would lose two of its seven digits, and more on other schedules."""
+    last = len(VP.alphas_cumprod) - 1
+    a, b = VP.flow_coefficients(float(VP.times()[last]), torch.zeros(1, 2))
+    exact = VP.coefficients(last, torch.zeros(1, 2, dtype=torch.float64))
+    assert a.dtype == b.dtype == torch.float32
+    torch.testing.assert_close(a.double(), exact[0], rtol=2e-7, atol=0)
+    torch.testing.assert_close(b.double(), exact[1], rtol=2e-7, atol=0)
+
+
 def test_every_noise_level_finds_its_own_timestep_again():
     assert torch.equal(VP.own_time(VP.times()), torch.arange(1000))
     between = 0.9 * VP.times()[500] + 0.1 * VP.times()[501]

@@ -12,7 +12,7 @@ from tiny_rollouts import DRIFT, TIME_UP, Reach, ReachSource, Steer
 from robot.envs import Toy, toy_success_rate
 from robot.envs.toy_policy import BiasedPolicy, ToyPolicy
 from robot.evaluation import EnvironmentFailedError, EnvPool, EpisodeResult, Job, run_episodes
-from robot.evaluation.rollout import _device_of
+from robot.evaluation.rollout import policy_device
 from robot.evaluation.slot import Act, Reset, Slot
 from robot.policies import GPCPolicy
 from robot.types import ActionSpec
@@ -168,9 +168,9 @@ def test_a_policy_for_other_actions_is_refused():
 
 def test_observations_go_to_where_the_policy_lives():
     network = SimpleNamespace(network=torch.nn.Linear(1, 1, device="meta"))
-    assert str(_device_of(network)) == str(_device_of(SimpleNamespace(policies=(network,)))) == "meta"
-    assert _device_of(SimpleNamespace(device="cuda:1")) == "cuda:1"
-    assert _device_of(Steer()) == "cpu"
+    assert str(policy_device(network)) == str(policy_device(SimpleNamespace(policies=(network,)))) == "meta"
+    assert policy_device(SimpleNamespace(device="cuda:1")) == "cuda:1"
+    assert policy_device(Steer()) == "cpu"
 
 
 def test_jobs_that_repeat_are_refused():

@@ -71,6 +71,21 @@ def test_a_member_asked_in_other_units_or_as_diffusion_has_the_same_errors():
     assert ratio[0, 0] == pytest.approx(ratio[1, 1], rel=0.1)  # one common unit for both members
 
 
+def test_members_are_asked_where_their_networks_live(monkeypatch):
+    """The device "meta" stands for a GPU; it holds no numbers, so the errors are not computed."""
+    seen = []
+
+    def devices(policy, parts, **settings):
+        seen.extend(tensor.device.type for observation, chunks in parts for tensor in (*observation.values.values(), chunks))
+        return np.eye(2)
+
+    monkeypatch.setattr("robot.search.prior.noise_error_gram", devices)
+    policy = pair((0.1, -0.3))
+    object.__setattr__(policy.policies[0], "device", torch.device("meta"))
+    DenoisingPrior(demonstrations=Aimed(4)).run(policy)
+    assert set(seen) == {"meta"}
+
+
 def test_candidates_outside_the_radius_are_left_out():
     prior = DenoisingPrior(demonstrations=Aimed(), radius=0.2)
     assert [weights[0] for weights in prior.near(lattice(2), (0.73, 0.27))] == [0.6, 0.7, 0.8, 0.9]

@@ -342,6 +342,19 @@ def test_superposition_is_evaluated_against_parents_under_the_plain_operator(ope
         assert [row.rate for row in result.outcomes if row.arm.role == role] == [row.rate for row in plain.outcomes if row.arm.role == role]
 
 
+@pytest.mark.parametrize("operator", ["or", "fkc"])
+def test_a_candidate_that_is_a_parent_acts_as_the_report_runs_that_parent(operator, tmp_path):
+    """Both bear the parent's name in the log, so an episode of either must be an episode of the other."""
+    given = replace(composition(steps=6), operator=operator)
+    corners = search(tmp_path / "search", composition=given, candidates=((1.0, 0.0), (0.0, 1.0)), race=Exhaustive(), baselines=())
+    replace(corners, selection_seeds="0:10", report_seeds="1000:1001").run()
+    job = CompositionEvaluation(env=Toy(), composition=given, run_dir=tmp_path / "report", seeds="0:10")
+    job.run()
+    returns = [{(e.arm, e.seed): e.return_ for e in read_episodes(tmp_path / run)} for run in ("search", "report")]
+    for key in ((arm, seed) for arm in ("1, 0", "0, 1") for seed in range(10)):
+        assert returns[0][key] == pytest.approx(returns[1][key], abs=1e-6)
+
+
 # ----------------------------------------------------------------------------------------------------------------------------- bad input
 
 
