@@ -40,6 +40,11 @@ class _Row:
     disagreement: list[float] = field(default_factory=list)
     error: str | None = None
 
+    @property
+    def support(self) -> tuple[bool, ...] | None:
+        """Which members have weight. Who takes part decides on noise levels and units: only rows with the same support share a call."""
+        return None if self.weights is None else tuple(weight > 0 for weight in self.weights)
+
 
 class ChunkExecutor:
     """Keeps each row's latest frames and its queue of actions; rows whose queue is empty share one call of the policy.
@@ -88,10 +93,11 @@ class ChunkExecutor:
         for row, frame in frames.items():
             self._see(self._rows[row], frame)
         hungry = [row for row in frames if not self._rows[row].queue]
-        # Rows with weights of their own and rows without cannot share a call.
-        for group in ([r for r in hungry if self._rows[r].weights is None], [r for r in hungry if self._rows[r].weights is not None]):
-            if group:
-                self._refill(group)
+        groups: dict[tuple[bool, ...] | None, list[int]] = {}
+        for row in hungry:
+            groups.setdefault(self._rows[row].support, []).append(row)
+        for group in groups.values():
+            self._refill(group)
         return {row: self._rows[row].queue.popleft() for row in frames}
 
     def summary(self, row: int) -> dict[str, Any]:

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from robot import ActionChunk, ActionSpec, ChunkExecutor
+from robot import ActionChunk, ActionSpec, ChunkExecutor, Composition, MemberConfig
+from robot.envs.toy_policy import ToyPolicy
 
 SPEC = ActionSpec(names=("x",), control_rate_hz=20.0)
 
@@ -80,8 +81,28 @@ def test_rows_with_weights_of_their_own_are_asked_with_them():
     executor.start(0, seed=1, weights=(0.3, 0.7))
     executor.start(1, seed=1)
     executor.actions({0: frame(0.0), 1: frame(0.0)})
-    assert [w is None for w in policy.weights] == [True, False]
-    torch.testing.assert_close(policy.weights[1], torch.tensor([[0.3, 0.7]]))
+    assert [w is None for w in policy.weights] == [False, True]
+    torch.testing.assert_close(policy.weights[0], torch.tensor([[0.3, 0.7]]))
+
+
+def test_an_episode_does_not_depend_on_which_members_its_neighbours_use():
+    """A flow alone takes finer noise levels than beside a diffusion policy."""
+    members = [
+        MemberConfig(policy=ToyPolicy(bias=0.1), weight=0.5),
+        MemberConfig(policy=ToyPolicy(bias=-0.3, family="diffusion"), weight=0.5),
+    ]
+    policy = Composition(members=tuple(members)).load()
+    table = {0: (1.0, 0.0), 1: (0.5, 0.5), 2: (0.0, 1.0)}
+
+    def act(rows):
+        executor = ChunkExecutor(policy)
+        for row in rows:
+            executor.start(row, seed=row, weights=table[row])
+        return executor.actions({row: {"target": np.zeros(1, np.float32)} for row in rows})
+
+    together = act(table)
+    for row in table:
+        np.testing.assert_allclose(together[row], act([row])[row], atol=1e-6)
 
 
 def test_pictures_become_channels_first_in_zero_to_one():
