@@ -66,6 +66,7 @@ class Pair:
         execute: Actions of a chunk to execute.
         env: Config of the search or recording whose environment it is.
         overrides: Of that config.
+        rows: Environments side by side; those of robosuite take 120 MB each.
     """
 
     question: str
@@ -76,6 +77,7 @@ class Pair:
     execute: int = 6
     env: str = "robot/compose_push"
     overrides: tuple[str, ...] = field(default_factory=tuple)
+    rows: int = 100
 
 
 def _camera(name: str, process: Process, side: str, demonstrations: int | None = None, recording: str | None = None) -> Parent:
@@ -122,6 +124,7 @@ PAIRS = {
         execute=8,
         env="robot/record_lift",
         overrides=("env.max_steps=120",),
+        rows=8,
     ),
 }
 LIFT_RECORDINGS = {"lift_first": "0:40", "lift_second": "1000:1040"}
@@ -173,7 +176,7 @@ def measure(name: str, seed: int) -> CompositionResult:
         selection_seeds=pair.selection,
         report_seeds=pair.report,
         step=0.25,
-        rows=100,
+        rows=pair.rows,
     ).run(resume=True)
 
 
