@@ -13,7 +13,7 @@ that predicts the action; chunks of 16 × 7 actions, 10 denoising steps):
 
 The ways of a comparison take turns in one process with one thread; ratios are taken within a turn.
 
-Episodes of a search, by simulation on the closed-form success curves of the toy (specs/gpc.md, G14), all weights on common seeds: an
+Episodes of a search, by simulation on the closed-form success curves of the toy, all weights on common seeds: an
 exhaustive grid, races, and grids that spend as much as a race: how often the choice lies within one point of the best weight, what
 it truly succeeds at, and by how much its success on the selection seeds flatters it.
 

@@ -3,7 +3,7 @@
 A target ``a*`` is shown, one action ``a`` is taken, and it succeeds if ``|a − a*| < 0.2``. A policy whose actions are
 ``N(a* + bias, std²)`` succeeds with probability ``Φ((0.2 − bias)/std) − Φ((−0.2 − bias)/std)``, and two such policies of equal ``std``
 composed with weights ``w`` and ``1 − w`` act like one with bias ``w·b_1 + (1 − w)·b_2``. So what rollouts, searches and reports say
-can be checked against the truth (specs/gpc.md, G14).
+can be checked against the truth.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from robot.types import Observation
 
 pytest.importorskip("gymnasium")
 
-PAIRS = {  # specs/gpc.md, G14: biases and the success rates at w = 0, .1 … 1
+PAIRS = {  # golden test G14: biases and the success rates at w = 0, .1 … 1
     (0.25, -0.25): [0.3085, 0.5000, 0.6912, 0.8400, 0.9270, 0.9545, 0.9270, 0.8400, 0.6912, 0.5000, 0.3085],
     (0.1, -0.3): [0.1587, 0.2743, 0.4207, 0.5792, 0.7254, 0.8400, 0.9146, 0.9502, 0.9502, 0.9146, 0.8400],
 }
