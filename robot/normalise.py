@@ -28,7 +28,7 @@ class NormStats:
     scale: Tensor
 
     def __post_init__(self) -> None:
-        offset, scale = (torch.as_tensor(value, dtype=torch.float32).detach() for value in (self.offset, self.scale))
+        offset, scale = (torch.as_tensor(value, dtype=torch.float32).detach().cpu() for value in (self.offset, self.scale))
         if not bool((scale > 0).all() and torch.isfinite(scale).all() and torch.isfinite(offset).all()):
             raise ValueError(
                 f"a normaliser needs finite offsets and scales > 0, got offset {offset.tolist()} and scale {scale.tolist()}; "

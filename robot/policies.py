@@ -12,7 +12,7 @@ from robot.normalise import NormStats
 from robot.types import ActionChunk, ActionSpec, Observation, Policy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from flowrl.flow import AffinePath
     from flowrl.shapes import RandomSource
@@ -122,8 +122,10 @@ class FlowPolicy:
         return int(self.encoder.history)  # type: ignore[arg-type]
 
     def encode(self, observation: Observation) -> Tensor:
-        """Features of its own sensors and frames, ``(batch, feature)``."""
-        return self.encoder(observation.only(self.sensors, self.history))
+        """Features of its own sensors and frames, ``(batch, feature)``, on the network's device."""
+        seen = observation.only(self.sensors, self.history)
+        where = next((weight.device for weight in self.network.parameters()), None)
+        return self.encoder(seen if where is None else seen.to(where))
 
     def member(self, weight: float = 1.0) -> Member:
         """See :class:`ComposablePolicy`."""
@@ -177,7 +179,8 @@ class GPCPolicy:
         policies: Members.
         weights: One for each; >= 0, sum to one.
         operator: See :class:`robot.composition.Composer`.
-        sampling: How chunks are drawn; None takes the first policy's, with the most steps of any.
+        sampling: How chunks are drawn; None takes the most steps of any policy, the ODE unless all use the SDE, and the widest clip, none
+            where a policy does not clip.
         execute: Actions of a chunk to execute; None takes the fewest of any member with weight.
         every: For each policy, ask it at every so many denoising steps only; empty asks all at each.
         guidance: Terms on the composed velocity.
@@ -206,8 +209,7 @@ class GPCPolicy:
                 f"{len(self.weights)} weights, {len(self.every)} numbers of every and {len(self.names)} names"
             )
         if self.sampling is None:
-            most = max(policy.sampling.steps for policy in self.policies)
-            object.__setattr__(self, "sampling", replace(self.policies[0].sampling, steps=most))
+            object.__setattr__(self, "sampling", _common_sampling([policy.sampling for policy in self.policies]))
         composer = self.composer  # refuses what cannot be composed
         object.__setattr__(self, "_composer", composer)
         if not 1 <= self.execute <= self.horizon - self.first:
@@ -324,7 +326,7 @@ class Composition:
     Attributes:
         members: Policies and weights.
         operator: See :class:`robot.composition.Composer`.
-        sampling: How chunks are drawn; None takes the first policy's, with the most steps of any.
+        sampling: How chunks are drawn; None goes by the policies' own, see :class:`GPCPolicy`.
         execute: Actions of a chunk to execute; None takes the fewest of any member.
     """
 
@@ -356,7 +358,20 @@ class Composition:
         )
 
 
+def _common_sampling(found: Sequence[Sampling]) -> Sampling:
+    clips = [sampling.clip for sampling in found]
+    bounds = [clip for clip in clips if clip is not None]
+    return Sampling(
+        steps=max(sampling.steps for sampling in found),
+        sampler="sde" if all(sampling.sampler == "sde" for sampling in found) else "ode",
+        clip=max(bounds) if len(bounds) == len(clips) else None,
+    )
+
+
 def _composable(policy: Any) -> ComposablePolicy:
     if not hasattr(policy, "member"):
-        raise ValueError(f"{type(policy).__name__} has no Gaussian path (no method member), so it cannot be composed")
+        raise ValueError(
+            f"{getattr(policy, 'name', type(policy).__name__)} has no Gaussian path (no method member), so it has no score to compose; "
+            "diffusion and flow policies can be members (robot.PolicyFile, robot.adapters), others can only be compared by flowrl rollout"
+        )
     return cast("ComposablePolicy", policy)

@@ -15,7 +15,7 @@ from flowrl.errors import close_match
 from robot.composition.check import action_size, check_actions, warn_of_mismatch
 from robot.composition.frame import common_frame
 from robot.composition.guidance import Guidance
-from robot.composition.loop import BoundComposition, Composed, Loop
+from robot.composition.loop import BoundComposition, Composed, Loop, distinct_labels
 from robot.composition.member import Member, Weight
 from robot.composition.operators import OPERATORS
 from robot.composition.panel import seat
@@ -43,7 +43,8 @@ class Composer:
         members: The policies.
         weights: One for each, instead of their own.
         operator: ``convex`` (the paper's), ``and``, ``or`` (SuperDiff), ``fkc`` (geometric mean), ``average`` (of finished actions: the
-            baseline to beat).
+            baseline to beat). ``fkc`` resamples: with an observation each row keeps one of its 16 particles, without one all rows are one
+            population and come out dependent.
         guidance: Terms on the composed velocity, in their order.
         clip: Bound on the composed data: so many normalised units around the middle of any member's range; None for none.
         vmap: Call members of one architecture as one network; needs their conditions to be tensors of one shape, else they are called in
@@ -70,6 +71,8 @@ class Composer:
             raise ValueError(f"unknown operator {self.operator!r}{close_match(self.operator, (*OPERATORS, 'average'))}")
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"clip must be > 0 normalised units, got {self.clip}; None does not clip")
+        if self.operator == "average" and (self.guidance or any(callable(share) for share in self.shares)):
+            raise ValueError("averaging finished actions knows no guidance and no weights that depend on the noise level; use convex")
         checked_weights(self.shares)
         check_actions(self.members)
         if len(self.members) > 1:
@@ -170,10 +173,11 @@ class Composer:
     def _average(self, shape: tuple[int, int, int], settings: dict[str, Any], weights: Tensor | None) -> Composed:
         """Each member draws a chunk of its own; the finished actions are averaged by weight."""
         loop = Loop(self, shape, None, weights, encode=False)
+        labels = distinct_labels(loop.members)
         actions = torch.zeros(())
         latency: dict[str, float] = {}
         evaluations: dict[str, int] = {}
-        for share, place in zip(loop.weights_at(0.5), loop.seats, strict=True):
+        for label, share, place in zip(labels, loop.weights_at(1.0), loop.seats, strict=True):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # its schedule was warned of when it was made
                 alone = replace(place.member, weight=1.0, dims=None, start=0, horizon=None)
@@ -183,6 +187,6 @@ class Composer:
             full = drawn.actions.new_zeros(shape)
             full[:, place.steps, columns] = drawn.actions
             actions = actions.to(full) + share[..., : shape[2]].to(full) * full
-            latency |= {place.member.label: drawn.latency_s[place.member.label]}
-            evaluations |= {place.member.label: drawn.evaluations[place.member.label]}
-        return Composed(actions=actions, disagreement=actions.new_zeros(shape[0]), latency_s=latency, evaluations=evaluations)
+            latency[label] = drawn.latency_s[place.member.label]
+            evaluations[label] = drawn.evaluations[place.member.label]
+        return Composed(actions=actions, disagreement=None, latency_s=latency, evaluations=evaluations)

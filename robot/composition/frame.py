@@ -91,8 +91,8 @@ def align(frame: NormStats, member: NormStats) -> Alignment:
 def common_frame(members: Sequence[Member], dof: int) -> NormStats:
     """The composition's normaliser ``(dof,)``: for each dimension the geometric mean of its members' scales, the mean of their offsets.
 
-    With one member, or where all agree, it is exactly theirs; it depends neither on the members' order nor on their weights, so
-    different weights start from the same noise.
+    With one member, or where all agree, it is exactly theirs. It depends neither on the members' order nor on how much weight each has, so
+    different weights start from the same noise; a member without any weight has no part in it.
     """
     offset, scale = torch.zeros(dof), torch.ones(dof)
     for dim in range(dof):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from flowrl.shapes import RandomSource, Time, randn
+from robot.composition.clock import Clock
 from robot.composition.frame import common_frame, data_bounds
 from robot.composition.grid import composition_times
 from robot.composition.guidance import GuidanceInput
@@ -21,11 +22,14 @@ from robot.composition.sampling import SamplerName, dynamics_of
 from robot.composition.weights import WeightTable, checked_rows, is_zero
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from flowrl.flow import Dynamics
     from robot.composition.composer import Composer
+    from robot.composition.member import Member
     from robot.normalise import NormStats
 
-__all__ = ["BoundComposition", "Composed", "Loop"]
+__all__ = ["BoundComposition", "Composed", "Loop", "distinct_labels"]
 
 _PARTICLES = 16  # of the Feynman-Kac corrector, for each row of an observation
 
@@ -36,13 +40,14 @@ class Composed:
 
     Attributes:
         actions: ``(batch, horizon, dof)``, physical units.
-        disagreement: ``(batch,)``, nats: ``½∫Σ w_i‖s_i − s‖²·g²``, 0 where all members agree; rises where one is lost.
-        latency_s: Seconds spent in each member's network.
+        disagreement: ``(batch,)``, nats: ``½∫Σ w_i‖s_i − s‖²·g²``, 0 where all members agree; rises where one is lost. None where finished
+            actions were averaged.
+        latency_s: Seconds spent in each member's encoder and network.
         evaluations: Rows that each member's network was asked about, summed over the steps.
     """
 
     actions: Tensor
-    disagreement: Tensor
+    disagreement: Tensor | None
     latency_s: Mapping[str, float]
     evaluations: Mapping[str, int]
 
@@ -83,7 +88,10 @@ class Loop:
         self._bounds = None if composer.clip is None else data_bounds(self.members, self.frame, composer.clip)
         self.device = device_of(condition)
         if encode:
-            self._conditions = [place.member.encode(condition) if place.member.encode else condition for place in seats]
+            clock = Clock()
+            self._conditions = [_encoded(place.member, condition, clock, index) for index, place in enumerate(seats)]
+            self._encoding = clock.seconds(len(seats))
+            self.device = next((device for c in self._conditions if (device := device_of(c)) is not None), self.device)
             self._asked = [_asked(per_row, k) for k in range(len(self.members))] + [None] * len(extra)
             self._seats_all = seats
             self.panel = self.panel_of(None)
@@ -160,13 +168,11 @@ class Loop:
         return OPERATORS[self.composer.operator]()
 
     def _composed(self, x: Tensor, disagreement: Tensor) -> Composed:
-        panel = self.panel
-        labels = [place.member.label for place in self._seats_all]
-        names = [label if labels.count(label) == 1 else f"{label} {index + 1}" for index, label in enumerate(labels)]
+        panel, names = self.panel, distinct_labels([place.member for place in self._seats_all])
         return Composed(
             actions=self.frame.unnormalise(x[..., : self.dof]),
             disagreement=disagreement,
-            latency_s=dict(zip(names, panel.seconds, strict=True)),
+            latency_s=dict(zip(names, map(sum, zip(self._encoding, panel.seconds(), strict=True)), strict=True)),
             evaluations=dict(zip(names, panel.evaluations, strict=True)),
         )
 
@@ -207,6 +213,21 @@ class BoundComposition:
     def _velocity(self, panel: Panel, x: Tensor, t: float) -> Tensor:
         step = self._loop.step(panel, x, (t, 0.0), 0, dynamics_of("ode", needs_noise=False), None)
         return step.refine(step.mean_velocity())
+
+
+def distinct_labels(members: Sequence[Member]) -> list[str]:
+    """A name for each member, numbered where several share one."""
+    labels = [member.label for member in members]
+    return [label if labels.count(label) == 1 else f"{label} {index + 1}" for index, label in enumerate(labels)]
+
+
+def _encoded(member: Member, condition: Any, clock: Clock, index: int) -> Any:
+    if member.encode is None:
+        return condition
+    started = clock.now(condition)
+    encoded = member.encode(condition)
+    clock.add(index, started, clock.now(encoded))
+    return encoded
 
 
 def _asked(per_row: Tensor | None, member: int) -> Tensor | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from flowrl.errors import NonFiniteError
 from flowrl.flow import PREDICTIONS
 from flowrl.shapes import float_dtype
+from robot.composition.clock import Clock
 from robot.composition.frame import Alignment, align
 from robot.composition.member import Member
 from robot.composition.rows import take_rows
@@ -123,7 +123,7 @@ class Panel:
         self._stack = stack
         self._kept: dict[int, Tensor] = {}
         self._bad: dict[int, Tensor] = {}
-        self.seconds = [0.0] * len(seats)
+        self._clock = Clock()
         self.evaluations = [0] * len(seats)
 
     def velocities(self, x: Tensor, t: float, step: int) -> Tensor:
@@ -154,6 +154,10 @@ class Panel:
                 result[index, rows] = target
         return result
 
+    def seconds(self) -> list[float]:
+        """Spent in each member's network so far."""
+        return self._clock.seconds(len(self.seats))
+
     def check_finite(self) -> None:
         """Refuse what a member could not have meant, once a chunk.
 
@@ -180,16 +184,19 @@ class Panel:
     def _predictions(self, queries: dict[int, _Query]) -> dict[int, Tensor]:
         """Every network's answer; those of one architecture in one call where that was asked for."""
         if self._stack is not None and self._stack.fits(queries, self._conditions):
-            started = _now(next(iter(queries.values())).x)
+            started = self._clock.now(next(iter(queries.values())).x)
             answers = self._stack(queries, self._conditions)
+            ended = self._clock.now(next(iter(answers.values())))
             for index, query in queries.items():
-                self._count(index, (_now(query.x) - started) / len(queries), len(query.x))
+                self._clock.add(index, started, ended, 1 / len(queries))
+                self.evaluations[index] += len(query.x)
             return answers
         answers = {}
         for index, query in queries.items():
-            started = _now(query.x)
+            started = self._clock.now(query.x)
             answers[index] = self.seats[index].member.predict(query.x, query.time, self._conditions[index])
-            self._count(index, _now(query.x) - started, len(query.x))
+            self._clock.add(index, started, self._clock.now(query.x))
+            self.evaluations[index] += len(query.x)
         return answers
 
     def _read(self, index: int, query: _Query, prediction: Tensor, t: float) -> Tensor:
@@ -208,13 +215,3 @@ class Panel:
         if member.every > 1:
             self._kept[index] = velocity
         return velocity
-
-    def _count(self, index: int, seconds: float, rows: int) -> None:
-        self.seconds[index] += seconds
-        self.evaluations[index] += rows
-
-
-def _now(like: Tensor) -> float:
-    if like.is_cuda:
-        torch.cuda.synchronize(like.device)
-    return time.perf_counter()

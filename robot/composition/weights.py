@@ -35,7 +35,7 @@ def checked_weights(weights: Sequence[Weight], t: float = 1.0) -> list[Tensor]:
     Raises:
         ValueError: If one is negative or not finite, or they do not sum to one (in every entry, where they are tensors).
     """
-    values = [torch.as_tensor(weight(t) if callable(weight) else weight, dtype=torch.float32) for weight in weights]
+    values = [torch.as_tensor(weight(t) if callable(weight) else weight, dtype=torch.float32).cpu() for weight in weights]
     shown = [value.tolist() for value in values]
     if not all(bool((torch.isfinite(value) & (value >= 0)).all()) for value in values):
         raise ValueError(f"the weights of a composition must be >= 0 and finite, got {shown}; to push away from a policy, use guidance")

@@ -252,5 +252,5 @@ def policy_device(policy: Policy) -> torch.device | str:
         return device
     if isinstance(network := getattr(policy, "network", None), torch.nn.Module):
         return next((parameter.device for parameter in network.parameters()), "cpu")
-    members = getattr(policy, "policies", ())
-    return policy_device(members[0]) if members else "cpu"
+    found = [policy_device(member) for member in getattr(policy, "policies", ())]
+    return next((device for device in found if str(device) != "cpu"), "cpu")

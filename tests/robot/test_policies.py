@@ -151,3 +151,14 @@ def test_a_composition_loads_names_and_weighs_its_members():
 def test_policies_that_cannot_act_are_refused_with_the_reason(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_a_composition_without_settings_of_its_own_takes_what_suits_all():
+    from dataclasses import replace
+
+    clipped = replace(policy(), sampling=Sampling(steps=4, clip=1.0, sampler="sde"))
+    wide = replace(policy("b"), sampling=Sampling(steps=7, clip=2.0))
+    free = replace(policy("c"), sampling=Sampling(steps=2, clip=None))
+    assert GPCPolicy(policies=(clipped, wide), weights=(0.5, 0.5)).sampling == Sampling(steps=7, clip=2.0)
+    assert GPCPolicy(policies=(wide, free), weights=(0.5, 0.5)).sampling == Sampling(steps=7, clip=None)
+    assert GPCPolicy(policies=(clipped,), weights=(1.0,)).sampling == clipped.sampling

@@ -8,7 +8,7 @@ from laws import affine, compose, diffusion, drawn, gaussian, squaredcos
 from flowrl.errors import NonFiniteError
 from flowrl.flow import Condition, RectifiedFlow, VariancePreserving
 from flowrl.testing import check_field
-from robot import ActionSpec, Composer, Member
+from robot import ActionSpec, Composer, CostGuidance, Member
 from samplers import Euler, ODESampler, SDESampler, ShiftedGrid
 
 HALF = {"weight": 0.5}
@@ -229,6 +229,11 @@ def test_a_member_that_cannot_be_composed_is_refused_with_the_reason(settings, m
         (lambda: compose(gaussian(0, 1, horizon=4)).sample((2, 2, 1)), "covers steps 0 to 3"),
         (lambda: compose(gaussian(0, 1, horizon=4)).sample((2, 8, 1)), "no member with weight covers step 4"),
         (lambda: compose(gaussian(0, 1), operator="average")(torch.zeros(1, 1, 1), 0.5, None), "more than a velocity"),
+        (
+            lambda: compose(gaussian(0, 1), operator="average", guidance=(CostGuidance(cost=lambda a: a.sum((1, 2)), scale=1.0),)),
+            "knows no guidance",
+        ),
+        (lambda: compose(gaussian(0, 1, weight=lambda t: 1.0), operator="average"), "no weights that depend on the noise level"),
     ],
 )
 def test_wrong_use_of_a_composer_is_an_error_that_says_what_is_wrong(build, message):
@@ -270,3 +275,20 @@ def test_averaging_takes_weights_and_places_into_account():
 
 def test_more_steps_than_timesteps_take_every_timestep():
     assert drawn(compose(gaussian(0, 1, diffusion)), rows=4, steps=500).shape == (4,)
+
+
+@pytest.mark.parametrize("operator", ["convex", "average"])
+def test_members_of_one_name_are_counted_apart(operator):
+    drawn = Composer([gaussian(0, 1, weight=0.5, name="twin"), gaussian(0, 1, weight=0.5, name="twin")], operator=operator).compose(
+        (2, 1, 1), steps=3
+    )
+    assert drawn.evaluations == {"twin 1": 6, "twin 2": 6}
+    assert set(drawn.latency_s) == {"twin 1", "twin 2"}
+    assert (drawn.disagreement is None) == (operator == "average")
+
+
+def test_the_time_of_the_encoder_counts_too():
+    import time
+
+    slow = Member(predict=lambda x, t, c: 0 * x, kind="sample", path=RectifiedFlow(), name="slow", encode=lambda o: time.sleep(0.05) or o)
+    assert Composer([slow]).compose((1, 1, 1), steps=1, condition=torch.zeros(1, 1)).latency_s["slow"] >= 0.05
