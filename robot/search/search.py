@@ -20,7 +20,7 @@ from robot.search.prior import DenoisingPrior, PriorResult
 from robot.search.racing import Race, RaceResult, WilsonRace
 from robot.search.results import Candidate, CompositionResult, Luck, Selection
 from robot.search.run import Contest, conclude, open_contest
-from robot.search.simplex import Weights, lattice
+from robot.search.simplex import Weights, lattice, weight_label
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -138,6 +138,8 @@ class WeightSearch:
             raise ConfigError(f"the operator {self.composition.operator!r} has no weights to search for; take convex, fkc or or")
         for weights in self.grid:
             _check_weights(weights, len(self.composition.members))
+        if len({weight_label(weights) for weights in self.grid}) < len(self.grid):
+            raise ConfigError(f"two candidates are equal to the digits under which episodes are kept: {self.grid}; give each once")
 
     @property
     def grid(self) -> list[Weights]:

@@ -387,3 +387,8 @@ def test_a_missing_simulator_is_named_before_anything_is_written(tmp_path):
     with pytest.raises(ConfigError, match="toy cannot run here: robosuite is not installed"):
         search(tmp_path / "run", env=Missing()).run()
     assert not (tmp_path / "run").exists()
+
+
+def test_candidates_that_would_share_their_episodes_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="two candidates are equal to the digits"):
+        search(tmp_path, candidates=((0.12341, 0.87659), (0.12342, 0.87658)))
