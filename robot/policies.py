@@ -181,7 +181,7 @@ class GPCPolicy:
         operator: See :class:`robot.composition.Composer`.
         sampling: How chunks are drawn; None takes the most steps of any policy, the ODE unless all use the SDE, and the widest clip, none
             where a policy does not clip.
-        execute: Actions of a chunk to execute; None takes the fewest of any member with weight.
+        execute_steps: Actions of a chunk to execute; None takes the fewest of any member with weight.
         every: For each policy, ask it at every so many denoising steps only; empty asks all at each.
         guidance: Terms on the composed velocity.
         vmap: See :class:`robot.composition.Composer`.
@@ -210,8 +210,8 @@ class GPCPolicy:
             )
         if self.sampling is None:
             object.__setattr__(self, "sampling", _common_sampling([policy.sampling for policy in self.policies]))
-        composer = self.composer  # refuses what cannot be composed
-        object.__setattr__(self, "_composer", composer)
+        object.__setattr__(self, "_composer", self.composer)  # refuses what cannot be composed
+        object.__setattr__(self, "_parts", {})
         if not 1 <= self.execute <= self.horizon - self.first:
             raise ValueError(f"execute_steps must lie in 1 … {self.horizon - self.first}, got {self.execute}")
 
@@ -288,7 +288,13 @@ class GPCPolicy:
             observation: At least this policy's sensors and history.
             generator: Source of the noise.
             weights: ``(batch, member)``, for rows that try different weights side by side.
+
+        Raises:
+            ValueError: If nobody with weight has a say about a dimension of the action.
         """
+        used = _used(self.weights, weights)
+        if len(used) < len(self.policies):
+            return self._only(used).act(observation, generator, None if weights is None else weights[:, list(used)])
         drawn: Composed = self._composer.compose(  # type: ignore[attr-defined]
             (len(observation), self.horizon, self.action.dof),
             steps=self.sampling.steps,  # type: ignore[union-attr]
@@ -300,6 +306,29 @@ class GPCPolicy:
         return ActionChunk(
             values=drawn.actions, spec=self.action, first=self.first, disagreement=drawn.disagreement, latency_s=drawn.latency_s
         )
+
+    def _only(self, used: tuple[int, ...]) -> GPCPolicy:
+        """The members with weight alone: their chunk may be shorter than what all members cover."""
+        parts: dict[tuple[int, ...], GPCPolicy] = self._parts  # type: ignore[attr-defined]
+        if used not in parts:
+            share = sum(self.weights[index] for index in used)
+            parts[used] = replace(
+                self,
+                policies=tuple(self.policies[index] for index in used),
+                weights=tuple(self.weights[index] / share if share else 1 / len(used) for index in used),
+                names=tuple(self.member_names[index] for index in used),
+                every=tuple(self.every[index] for index in used) if self.every else (),
+                execute_steps=self.execute,
+            )
+        if parts[used].action != self.action:
+            lacking = [name for name in self.action.names if name not in parts[used].action.names]
+            raise ValueError(f"nobody with weight acts on {', '.join(lacking)}; give a policy that does some weight")
+        return parts[used]
+
+
+def _used(weights: tuple[float, ...], rows: Tensor | None) -> tuple[int, ...]:
+    """Members with weight, in any row."""
+    return tuple(index for index, weight in enumerate(weights) if (weight if rows is None else bool(rows[:, index].any())))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from robot.composition.member import Member
 
-__all__ = ["action_size", "check_actions", "warn_of_mismatch"]
+__all__ = ["action_size", "check_actions", "check_sizes", "warn_of_mismatch"]
 
 _AVERAGED = ("none", "delta", "rot6d")
 _MISMATCH = math.log(1.25)
@@ -42,6 +42,25 @@ def check_actions(members: Sequence[Member]) -> None:
     sizes |= {member.label: size for member in members if member.dims is None and (size := _stats_size(member)) is not None}
     if len(set(sizes.values())) > 1:
         raise ValueError(f"the members' actions differ in their number of dimensions: {sizes}; say which are which with dims=…")
+
+
+def check_sizes(members: Sequence[Member], dof: int) -> None:
+    """Refuse a normaliser of another size than the dimensions it is for.
+
+    Args:
+        members: That take part.
+        dof: Dimensions of the composed action.
+
+    Raises:
+        ValueError: If a member's offset and scale have another length than its dimensions.
+    """
+    for member in members:
+        wanted, size = dof if member.dims is None else len(member.dims), _stats_size(member)
+        if size not in (None, wanted):
+            raise ValueError(
+                f"the normaliser of {member.label} has {size} dimensions, but it acts on {wanted} of the chunk's {dof}; "
+                "say which with dims=…, or ask for a chunk of its size"
+            )
 
 
 def _dims(member: Member) -> tuple[int, ...]:

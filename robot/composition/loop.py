@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from flowrl.shapes import RandomSource, Time, randn
+from robot.composition.check import check_sizes
 from robot.composition.clock import Clock
 from robot.composition.frame import common_frame, data_bounds
 from robot.composition.grid import composition_times
@@ -74,6 +75,7 @@ class Loop:
         used = [k for k, share in enumerate(composer.shares) if not (is_zero(share) if rows is None else is_zero(rows[:, k]))]
         self.members = [composer.members[k] for k in used]
         self._shares = [composer.shares[k] for k in used]
+        check_sizes(self.members, self.dof)
         self.frame = common_frame(self.members, self.dof)
         extra = [term.member for term in composer.guidance if term.member is not None]
         seats = seat([*self.members, *extra], self.frame, self.horizon)

@@ -122,7 +122,7 @@ class Panel:
         self._conditions = [c if r is None else take_rows(c, r) for c, r in zip(conditions, rows, strict=True)]
         self._stack = stack
         self._kept: dict[int, Tensor] = {}
-        self._bad: dict[int, Tensor] = {}
+        self._bad: dict[int, list[Tensor]] = {}
         self._clock = Clock()
         self.evaluations = [0] * len(seats)
 
@@ -164,8 +164,9 @@ class Panel:
         Raises:
             NonFiniteError: If a prediction was not finite; it names the member.
         """
-        bad = [self.seats[index].member.label for index, flag in self._bad.items() if bool(flag)]
-        if bad:
+        first = {index: torch.stack(flags).int().argmax() for index, flags in self._bad.items() if bool(torch.stack(flags).any())}
+        if first:  # what it breaks it breaks for all members from the next step on: those that were first are to blame
+            bad = [self.seats[index].member.label for index, step in first.items() if step == min(first.values())]
             raise NonFiniteError(f"{', '.join(bad)} predicted a number that is not finite; check its weights and its observation's units")
 
     def _query(self, index: int, own: Tensor, t: float) -> _Query:
@@ -202,12 +203,12 @@ class Panel:
     def _read(self, index: int, query: _Query, prediction: Tensor, t: float) -> Tensor:
         """From what a member predicted to its velocity in the composition's coordinates."""
         member, alignment = self.seats[index].member, self.seats[index].alignment
-        if prediction.shape != query.x.shape:
+        if not isinstance(prediction, Tensor) or prediction.shape != query.x.shape:
+            answer = tuple(prediction.shape) if isinstance(prediction, Tensor) else f"a {type(prediction).__name__}"
             raise ValueError(
-                f"{member.label} was asked about {tuple(query.x.shape)} and answered {tuple(prediction.shape)}; both must be equal"
+                f"{member.label} was asked about {tuple(query.x.shape)} and answered {answer}; predict must return a tensor of that shape"
             )
-        bad = ~torch.isfinite(prediction).all()
-        self._bad[index] = bad | self._bad[index] if index in self._bad else bad
+        self._bad.setdefault(index, []).append(~torch.isfinite(prediction).all())
         ends = PREDICTIONS[member.kind](prediction.to(float_dtype(prediction, query.x)), query.x, *query.ends)
         data = ends.data if member.clip is None else ends.data.clamp(-member.clip, member.clip)
         exact = alignment.identity and member.clip is None and query.exact

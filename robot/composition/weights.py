@@ -36,16 +36,21 @@ def checked_weights(weights: Sequence[Weight], t: float = 1.0) -> list[Tensor]:
         ValueError: If one is negative or not finite, or they do not sum to one (in every entry, where they are tensors).
     """
     values = [torch.as_tensor(weight(t) if callable(weight) else weight, dtype=torch.float32).cpu() for weight in weights]
-    shown = [value.tolist() for value in values]
+    shown = [_rounded(value) for value in values]
     if not all(bool((torch.isfinite(value) & (value >= 0)).all()) for value in values):
         raise ValueError(f"the weights of a composition must be >= 0 and finite, got {shown}; to push away from a policy, use guidance")
     total = sum(torch.broadcast_tensors(*values))
     if not bool(((torch.as_tensor(total) - 1).abs() <= _TOLERANCE).all()):
         raise ValueError(
-            f"the weights of a composition must sum to one, got {shown} with sum {torch.as_tensor(total).tolist()}; "
+            f"the weights of a composition must sum to one, got {shown} with sum {_rounded(torch.as_tensor(total))}; "
             "only then do epsilon, sample, v and velocity predictions combine alike: divide each weight by the sum"
         )
     return values
+
+
+def _rounded(value: Tensor) -> object:
+    """For messages: as it was written, not as float32 keeps it."""
+    return round(float(value), 6) if value.ndim == 0 else [_rounded(item) for item in value]
 
 
 def checked_rows(weights: Tensor, batch: int, members: int) -> Tensor:

@@ -11,6 +11,7 @@ import yaml
 from flowrl.train.page import write_page
 from robot.evaluation.drawing import episode_charts, interval_figure, seed_strip
 from robot.evaluation.summary import summarise
+from robot.evaluation.videos import WHY_NOT_EXACT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -74,11 +75,9 @@ def _warnings(content: Mapping[str, Any], rows: Sequence[tuple[str, Any]]) -> li
         share = row.clipped_steps / max(1.0, row.mean_length * row.episodes)
         if share > _MANY_CLIPPED:
             found.append(f"{name}: {share:.1%} of the actions lay outside the action space and were clipped; check units and normaliser.")
-    inexact = [str(line["seed"]) for line in content["videos"] if not line["exact"]]
+    inexact = [str(line["seed"]) for line in content["videos"] if not line.get("kept", True)]
     if inexact:
-        found.append(
-            f"The recordings of seeds {', '.join(inexact)} took another course than the evaluation: this environment is not exact."
-        )
+        found.append(f"The recordings of seeds {', '.join(inexact)} ended otherwise than the evaluation: {WHY_NOT_EXACT}.")
     return found
 
 

@@ -196,7 +196,7 @@ def comparisons_with(results: Sequence[EpisodeResult], rivals: Mapping[str, Sequ
 def _video_line(video: Video, folder: Path) -> dict[str, Any]:
     mp4 = None if video.mp4 is None else video.mp4.relative_to(folder).as_posix()
     strip = video.strip.relative_to(folder).as_posix()
-    return {"seed": video.seed, "success": video.success, "mp4": mp4, "strip": strip, "exact": video.exact}
+    return {"seed": video.seed, "success": video.success, "mp4": mp4, "strip": strip, "exact": video.exact, "kept": video.kept}
 
 
 def earlier_videos(folder: Path) -> list[dict[str, Any]]:

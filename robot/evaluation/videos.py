@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Video", "chosen_for_video", "record_videos"]
 
 _logger = logging.getLogger("flowrl.robot.evaluation")
+WHY_NOT_EXACT = "networks round differently in batches of another size (rows), and long contacts amplify it; with rows=1 it is exact"
 STRIP_PICTURES, STRIP_HEIGHT, GAP = 8, 144, 4  # pictures side by side; pixels
 MOST_HZ = 25.0  # pictures a second; drawing costs more than physics
 
@@ -39,6 +40,7 @@ class Video:
         mp4: The video; None where none could be written.
         strip: A PNG of pictures from beginning to end.
         exact: Whether the recording took the same course as the evaluation: length, return and outcome are equal.
+        kept: Whether at least the outcome is the same.
     """
 
     seed: int
@@ -46,6 +48,7 @@ class Video:
     mp4: Path | None
     strip: Path
     exact: bool
+    kept: bool
 
 
 def chosen_for_video(results: Sequence[EpisodeResult], count: int) -> list[EpisodeResult]:
@@ -127,11 +130,12 @@ class _Reel:
         if not self._strip:
             return None
         exact = again.same_course(self._result)
-        if not exact:
-            _logger.warning("the recording of seed %d took another course than the evaluation; its environment is not exact", again.seed)
+        kept = again.success == self._result.success
+        if not kept:
+            _logger.warning("the recording of seed %d ended otherwise than the evaluation: %s", again.seed, WHY_NOT_EXACT)
         strip = _write_strip(self._strip, self._stem.with_suffix(".png"))
         mp4 = self._stem.with_suffix(".mp4")
-        return Video(seed=again.seed, success=self._result.success, mp4=mp4 if mp4.is_file() else None, strip=strip, exact=exact)
+        return Video(seed=again.seed, success=self._result.success, mp4=mp4 if mp4.is_file() else None, strip=strip, exact=exact, kept=kept)
 
     def _open(self) -> None:
         try:

@@ -162,3 +162,20 @@ def test_a_composition_without_settings_of_its_own_takes_what_suits_all():
     assert GPCPolicy(policies=(clipped, wide), weights=(0.5, 0.5)).sampling == Sampling(steps=7, clip=2.0)
     assert GPCPolicy(policies=(wide, free), weights=(0.5, 0.5)).sampling == Sampling(steps=7, clip=None)
     assert GPCPolicy(policies=(clipped,), weights=(1.0,)).sampling == clipped.sampling
+
+
+@pytest.mark.parametrize(("weights", "value"), [((1.0, 0.0), 10.0), ((0.0, 1.0), 10.0), ((0.5, 0.5), 10.0)])
+def test_chunks_of_other_lengths_can_be_searched_over_to_the_corners(weights, value):
+    """The shorter policy alone covers less than the composition's chunk; what is executed lies inside both."""
+    short, long = policy("short", horizon=8, execute=4), policy("long", horizon=16, execute=8, history=2, first=1)
+    fixed = GPCPolicy(policies=(short, long), weights=weights)
+    rows = GPCPolicy(policies=(short, long), weights=(0.5, 0.5))
+    for chunk in (fixed.act(see()), rows.act(see(), weights=torch.tensor([weights, weights]))):
+        offset = 0 if weights == (1.0, 0.0) else 0.5 if weights == (0.5, 0.5) else 1.0
+        torch.testing.assert_close(chunk.to_execute(4)[0, :, 0], torch.tensor([value + offset + k for k in range(4)]))
+
+
+def test_weight_on_those_alone_who_lack_a_dimension_is_refused():
+    only_x = policy("narrow", spec=ActionSpec(names=("x",), control_rate_hz=20.0))
+    with pytest.raises(ValueError, match="nobody with weight acts on y"):
+        GPCPolicy(policies=(policy(), only_x), weights=(0.0, 1.0)).act(see())

@@ -244,7 +244,9 @@ def test_wrong_use_of_a_composer_is_an_error_that_says_what_is_wrong(build, mess
 def test_a_prediction_that_is_not_finite_names_its_member():
     bad = Member(predict=lambda x, t, c: x * float("nan"), kind="velocity", path=RectifiedFlow(), weight=0.5, name="camera policy")
     with pytest.raises(NonFiniteError, match="camera policy predicted"):
-        Composer([gaussian(0, 1, weight=0.5), bad]).sample((1, 1, 1), steps=2)
+        Composer([gaussian(0, 1, weight=0.5, name="innocent"), bad]).sample((1, 1, 1), steps=4)
+    with pytest.raises(NonFiniteError, match=r"^camera policy predicted"):
+        Composer([gaussian(0, 1, weight=0.5, name="innocent"), bad]).sample((1, 1, 1), steps=4)
 
 
 def test_a_prediction_of_another_shape_names_its_member():
@@ -292,3 +294,14 @@ def test_the_time_of_the_encoder_counts_too():
 
     slow = Member(predict=lambda x, t, c: 0 * x, kind="sample", path=RectifiedFlow(), name="slow", encode=lambda o: time.sleep(0.05) or o)
     assert Composer([slow]).compose((1, 1, 1), steps=1, condition=torch.zeros(1, 1)).latency_s["slow"] >= 0.05
+
+
+def test_a_normaliser_of_another_size_than_the_chunk_is_refused():
+    composer = compose(constant(0.0, scale=torch.ones(4), name="arm"))
+    with pytest.raises(ValueError, match="the normaliser of arm has 4 dimensions, but it acts on 7 of the chunk's 7"):
+        composer.sample((1, 2, 7))
+
+
+def test_a_prediction_that_is_no_tensor_names_its_member():
+    with pytest.raises(ValueError, match="answered a tuple; predict must return a tensor"):
+        compose(Member(predict=lambda x, t, c: (x,), kind="velocity", path=RectifiedFlow())).sample((1, 2, 1))
