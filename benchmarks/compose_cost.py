@@ -39,12 +39,13 @@ from flowrl.shapes import seeded_generator
 from robot.composition import Sampling
 from robot.envs.toy import toy_success_rate
 from robot.envs.toy_policy import ToyPolicy
+from robot.gpc import GPCPolicy
 from robot.learning.encoders import SensorStats, StateEncoder
 from robot.learning.process import Diffusion, Flow
 from robot.learning.transformer import ActionTransformer
 from robot.learning.unet import ActionUNet
 from robot.normalise import NormStats
-from robot.policies import FlowPolicy, GPCPolicy
+from robot.policies import FlowPolicy
 from robot.search.choice import best_candidate
 from robot.search.racing import Exhaustive, Race, SuccessiveHalving, WilsonRace
 from robot.search.simplex import lattice, uniform

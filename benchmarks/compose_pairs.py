@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 from flowrl.config import instantiate, load_config
 from flowrl.train import AdamW
 from robot.demonstrations import RobomimicHDF5
+from robot.gpc import Composition, MemberConfig
 from robot.learning import ActionMLP, BehaviourCloning, Diffusion, Flow, PolicyFile, Process, StateEncoder
-from robot.policies import Composition, MemberConfig
 from robot.search import WeightSearch
 
 if TYPE_CHECKING:

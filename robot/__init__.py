@@ -18,9 +18,10 @@ from robot.demonstrations import Demonstrations, Episode, LeRobotFiles, Recordin
 from robot.envs import MetaWorld, NoisySensors, PushT, Robosuite, Toy
 from robot.evaluation import Job, Rollout, mcnemar_exact, newcombe_interval, run_episodes, wilson_interval
 from robot.execution import ChunkExecutor
+from robot.gpc import Composition, GPCPolicy, MemberConfig
 from robot.learning import BehaviourCloning, Diffusion, Flow, PolicyFile, load_policy
 from robot.normalise import NormStats
-from robot.policies import ComposablePolicy, Composition, FlowPolicy, GPCPolicy, MemberConfig, PolicySource
+from robot.policies import ComposablePolicy, FlowPolicy, PolicySource
 from robot.search import CompositionEvaluation, WeightSearch
 from robot.types import ActionChunk, ActionSpec, Observation, Policy
 

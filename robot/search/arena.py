@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from robot.evaluation.episodes import EpisodeResult
     from robot.evaluation.log import EpisodeLog
     from robot.evaluation.pool import EnvPool
-    from robot.policies import GPCPolicy
+    from robot.gpc import GPCPolicy
     from robot.search.outcomes import Arm
 
 __all__ = ["Arena"]

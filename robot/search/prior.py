@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from robot.composition.loop import Loop
-    from robot.policies import GPCPolicy
+    from robot.gpc import GPCPolicy
     from robot.types import Observation
 
 __all__ = ["DenoisingPrior", "PriorResult", "noise_error_gram"]

@@ -15,7 +15,7 @@ from flowrl.train.describe import describe
 from robot.evaluation.log import EPISODES_FILE, EpisodeLog
 from robot.evaluation.pool import EnvPool
 from robot.evaluation.provenance import checkpoint_hashes, git_revision, refuse_another_run
-from robot.policies import Composition, GPCPolicy
+from robot.gpc import Composition, GPCPolicy
 from robot.search.arena import Arena
 from robot.search.charts import write_plot
 from robot.search.outcomes import Baseline, outcomes, report_arms

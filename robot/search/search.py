@@ -12,7 +12,7 @@ from flowrl.errors import ConfigError
 from robot.envs.base import EnvSource
 from robot.evaluation.seeds import check_disjoint, parse_seeds
 from robot.evaluation.statistics import null_gain, wilson_interval
-from robot.policies import Composition
+from robot.gpc import Composition
 from robot.search.choice import best_candidate, smooth_best
 from robot.search.multiplicity import luck_on_common_seeds
 from robot.search.outcomes import Arm, Baseline

@@ -14,7 +14,7 @@ from robot.adapters.lerobot import LeRobotPolicyFile
 from robot.adapters.lerobot_plugin.configuration_gpc import GpcConfig
 from robot.adapters.lerobot_plugin.driver import BatchDriver, with_task
 from robot.composition import Sampling
-from robot.policies import GPCPolicy
+from robot.gpc import GPCPolicy
 from robot.types import ActionSpec
 
 __all__ = ["GpcPolicy"]

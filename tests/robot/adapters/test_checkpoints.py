@@ -106,7 +106,7 @@ def test_every_source_is_built_from_yaml_and_names_a_missing_checkpoint(name, fi
 def test_trust_on_the_command_line_reaches_every_component_that_asks_for_it():
     member = {"weight": 0.5, "policy": {"target": "robot.adapters.RobomimicCheckpoint", "path": "a.pth"}}
     other = {"weight": 0.5, "policy": {"target": "robot.adapters.LeRobotPolicyFile", "path": "b"}}
-    config = {"target": "robot.policies.Composition", "members": [member, other, {"target": "robot.no_such.Thing"}], "steps": 3}
+    config = {"target": "robot.Composition", "members": [member, other, {"target": "robot.no_such.Thing"}], "steps": 3}
     trusted = with_trust(config)
     assert trusted["members"][0]["policy"] == {**member["policy"], "trust_checkpoint": True}
     assert trusted["members"][1:] == config["members"][1:]

@@ -27,8 +27,8 @@ from robot.adapters.lerobot import LeRobotFlow, adapt_lerobot
 from robot.adapters.openpi import OpenPiFlow
 from robot.adapters.reinflow import ReinFlowPolicy
 from robot.composition import Composer
+from robot.gpc import GPCPolicy
 from robot.normalise import NormStats
-from robot.policies import GPCPolicy
 from robot.types import ActionSpec, Observation
 
 XY = ActionSpec(names=("x", "y"), control_rate_hz=20)

@@ -14,7 +14,7 @@ from flowrl.shapes import randn
 from robot.adapters.lerobot import adapt_lerobot
 from robot.adapters.lerobot_plugin.__main__ import main, write_distribution
 from robot.adapters.lerobot_plugin.driver import BatchDriver, with_task
-from robot.policies import GPCPolicy
+from robot.gpc import GPCPolicy
 from robot.types import ActionChunk, ActionSpec
 
 XY = ActionSpec(names=("x", "y"), control_rate_hz=10)

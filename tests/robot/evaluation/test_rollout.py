@@ -14,7 +14,7 @@ from robot.envs.toy_policy import BiasedPolicy, ToyPolicy
 from robot.evaluation import EnvironmentFailedError, EnvPool, EpisodeResult, Job, run_episodes
 from robot.evaluation.rollout import policy_device
 from robot.evaluation.slot import Act, Reset, Slot
-from robot.policies import GPCPolicy
+from robot.gpc import GPCPolicy
 from robot.types import ActionSpec
 
 JOBS = [Job(seed=seed) for seed in range(30)]

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from dataclasses import replace
 
 import imageio_ffmpeg
@@ -17,8 +16,8 @@ from flowrl.errors import CheckpointError, ConfigError
 from robot.evaluation import Rollout, read_run
 from robot.evaluation.log import EpisodeLog
 from robot.evaluation.provenance import checkpoint_hashes, sha256_of
+from robot.gpc import Composition, MemberConfig
 from robot.learning import PolicyFile
-from robot.policies import Composition, MemberConfig
 from robot.types import ActionSpec
 
 SEEDS = range(20)

@@ -12,7 +12,7 @@ from robot.composition.loop import Loop
 from robot.demonstrations.data import Demonstrations, Episode
 from robot.envs.toy import Toy
 from robot.envs.toy_policy import ToyPolicy
-from robot.policies import Composition, MemberConfig
+from robot.gpc import Composition, MemberConfig
 from robot.search.prior import DenoisingPrior
 from robot.search.simplex import lattice
 from robot.types import ActionSpec, Observation

@@ -17,7 +17,7 @@ from robot.demonstrations.data import Demonstrations, Episode
 from robot.envs.toy import Toy, toy_success_rate
 from robot.envs.toy_policy import ToyPolicy
 from robot.evaluation.log import EPISODES_FILE, EpisodeLog
-from robot.policies import Composition, MemberConfig
+from robot.gpc import Composition, MemberConfig
 from robot.search import CompositionEvaluation, DenoisingPrior, Exhaustive, SuccessiveHalving, WeightSearch, WilsonRace
 from robot.search import arena as arena_module
 from robot.search.choice import best_candidate
