@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from flowrl.flow import RectifiedFlow
 from flowrl.shapes import RandomSource, randn
 from robot.composition import Member, Sampling
 from robot.normalise import NormStats
@@ -20,7 +21,7 @@ from robot.types import ActionChunk, ActionSpec, Observation
 if TYPE_CHECKING:
     from flowrl.flow import AffinePath
 
-__all__ = ["AdaptedPolicy", "joined"]
+__all__ = ["AdaptedPolicy", "PresentFlow", "joined"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -208,6 +209,31 @@ class AdaptedPolicy(ABC):
             actions = self.denoise(noise, condition, generator)[..., : self.action.dof].float().cpu()
         spent = {self.name: time.perf_counter() - start}
         return ActionChunk(values=self.stats.unnormalise(actions), spec=self.action, first=self.first, latency_s=spent)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PresentFlow(AdaptedPolicy, ABC):
+    """A rectified flow that sees one frame and whose chunk begins at the present step, as VLAs do."""
+
+    @property
+    def kind(self) -> str:
+        """Velocity, noise − data."""
+        return "velocity"
+
+    @property
+    def path(self) -> RectifiedFlow:
+        """A rectified flow whose time is flowrl's."""
+        return RectifiedFlow()
+
+    @property
+    def history(self) -> int:
+        """One frame."""
+        return 1
+
+    @property
+    def first(self) -> int:
+        """Chunks begin at the present step."""
+        return 0
 
 
 def joined(observation: Observation, inputs: Mapping[str, tuple[str, ...]]) -> dict[str, Tensor]:

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from flowrl.errors import close_match
-from flowrl.flow import RectifiedFlow, VariancePreserving
-from robot.adapters.base import AdaptedPolicy
+from robot.adapters.base import AdaptedPolicy, PresentFlow
 from robot.adapters.hosts import attribute, check_file, class_method, first_query, host_module
 from robot.adapters.prefix import Prefix
 from robot.adapters.samplers import euler, run_scheduler, scheduler_kind, scheduler_path, scheduler_sampling
@@ -24,6 +23,7 @@ from robot.composition import Sampling
 from robot.types import ActionSpec, Observation
 
 if TYPE_CHECKING:
+    from flowrl.flow import VariancePreserving
     from flowrl.shapes import RandomSource
 
 __all__ = ["LeRobotDiffusion", "LeRobotFlow", "LeRobotPolicyFile", "adapt_lerobot"]
@@ -128,7 +128,7 @@ class LeRobotDiffusion(AdaptedPolicy):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class LeRobotFlow(AdaptedPolicy):
+class LeRobotFlow(PresentFlow):
     """LeRobot's ``pi0``, ``pi05`` and ``smolvla``: velocity noise − data on ``(batch, chunk_size, max_action_dim)``, time 1 → 0.
 
     Dimensions after the robot's own are padding: they evolve under this policy alone. The prefix (pictures, language, state) is
@@ -161,29 +161,9 @@ class LeRobotFlow(AdaptedPolicy):
             raise ValueError(f"{type(self.host).__name__} has real-time chunking on; set config.rtc_config=None to compose it")
 
     @property
-    def kind(self) -> str:
-        """Velocity, noise − data."""
-        return "velocity"
-
-    @property
-    def path(self) -> RectifiedFlow:
-        """A rectified flow whose time is flowrl's."""
-        return RectifiedFlow()
-
-    @property
-    def history(self) -> int:
-        """One frame."""
-        return 1
-
-    @property
     def horizon(self) -> int:
         """``chunk_size``."""
         return int(self.host.config.chunk_size)
-
-    @property
-    def first(self) -> int:
-        """Chunks begin at the present step."""
-        return 0
 
     @property
     def execute(self) -> int:

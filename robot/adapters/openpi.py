@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowrl.flow import RectifiedFlow
-from robot.adapters.base import AdaptedPolicy
+from robot.adapters.base import PresentFlow
 from robot.adapters.hosts import attribute, check_file, class_method, first_query, host_module
 from robot.adapters.prefix import Prefix
 from robot.adapters.samplers import euler
@@ -38,7 +37,7 @@ _PICTURE_AXES = 3
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class OpenPiFlow(AdaptedPolicy):
+class OpenPiFlow(PresentFlow):
     """openpi's ``Policy`` around ``PI0Pytorch``: velocity noise − data on ``(batch, action_horizon, 32)``, time 1 → 0.
 
     openpi's own transforms prepare each row; the prefix is encoded once per chunk into a key-value cache; a query is
@@ -82,29 +81,9 @@ class OpenPiFlow(AdaptedPolicy):
         return "pi05" if getattr(self.model, "pi05", False) else "pi0"
 
     @property
-    def kind(self) -> str:
-        """Velocity, noise − data."""
-        return "velocity"
-
-    @property
-    def path(self) -> RectifiedFlow:
-        """A rectified flow whose time is flowrl's."""
-        return RectifiedFlow()
-
-    @property
-    def history(self) -> int:
-        """One frame."""
-        return 1
-
-    @property
     def horizon(self) -> int:
         """``action_horizon``."""
         return int(self.model.config.action_horizon)
-
-    @property
-    def first(self) -> int:
-        """Chunks begin at the present step."""
-        return 0
 
     @property
     def execute(self) -> int:
