@@ -1,6 +1,7 @@
 """``flowrl rollout`` on the closed-form toy."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -63,12 +64,18 @@ def test_a_config_of_something_else_is_refused(capsys):
 def test_ctrl_c_keeps_the_finished_episodes_and_says_how_to_go_on(tmp_path):
     folder = tmp_path / "run"
     command = [sys.executable, "-m", "flowrl.cli.main", "rollout", CONFIG, f"run_dir={folder}", "videos=0", "rows=1", "workers=1"]
-    process = subprocess.Popen([*command, "--seeds", "0:100000"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    deadline = time.monotonic() + 120
-    while not (folder / "episodes.jsonl").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    process.send_signal(2)
-    printed, _ = process.communicate(timeout=60)
+    # A shell that starts the tests in its background has them, and all they start, ignore SIGINT.
+    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    with subprocess.Popen([*command, "--seeds", "0:100000"], preexec_fn=heed, **pipes) as process:  # noqa: PLW1509 - no threads yet
+        try:
+            deadline = time.monotonic() + 120
+            while not (folder / "episodes.jsonl").exists() and time.monotonic() < deadline:
+                time.sleep(0.1)
+            process.send_signal(signal.SIGINT)
+            printed, _ = process.communicate(timeout=60)
+        finally:
+            process.kill()
     done = seeds_of(folder)
     assert process.returncode == 130
     assert f"flowrl rollout {CONFIG} run_dir={folder} videos=0 rows=1 workers=1 --seeds 0:100000 --resume" in printed
