@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, Protocol, Self
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -145,10 +145,6 @@ class ActionChunk:
         if not 1 <= steps <= left:
             raise ValueError(f"a chunk of {self.values.shape[1]} that begins at {self.first} has {left} actions left, not {steps}")
         return self.values[:, self.first : self.first + steps]
-
-    def with_values(self, values: Tensor) -> Self:
-        """The same chunk with other actions."""
-        return replace(self, values=values)
 
 
 class Policy(Protocol):

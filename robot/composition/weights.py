@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from robot.composition.member import Member
 from robot.composition.panel import Seat
 
 if TYPE_CHECKING:
@@ -79,13 +78,11 @@ class WeightTable:
     policy's own.
 
     Attributes:
-        members: Whose constant weights or functions these are.
-        seats: Their places.
+        seats: Places of the members.
         covered: Whether the member has a say, ``(member, 1, horizon, dims)``.
         per_row: Weights for each row, ``(batch, member)``, instead of the members' own; None for those.
     """
 
-    members: Sequence[Member]
     seats: Sequence[Seat]
     covered: Tensor
     per_row: Tensor | None = None
@@ -109,7 +106,7 @@ class WeightTable:
         holes = (~covered[:, 0, :, :dof].any(0)).nonzero()
         if len(holes):
             raise ValueError(f"no member with weight covers step {int(holes[0, 0])} of dimension {int(holes[0, 1])} of the composed chunk")
-        return WeightTable([place.member for place in seats], seats, covered, per_row)
+        return WeightTable(seats, covered, per_row)
 
     def at(self, t: float, weights: Sequence[Weight]) -> Tensor:
         """The weights at one noise level, ``(member, batch or 1, horizon, dims)``; they sum to one wherever anybody has a say.
