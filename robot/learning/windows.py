@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,8 +27,8 @@ _PICTURE_AXES = 4  # (time, height, width, channel)
 class Windows:
     """Every control step of every episode as the present of one chunk.
 
-    Frames before an episode's first are the first one again, actions before its first and after its last are those again, as in
-    Diffusion Policy: an episode shorter than the horizon gives chunks all the same.
+    Frames before an episode's first and after its last are those again, and so are actions, as in Diffusion Policy: an episode shorter
+    than the horizon gives chunks all the same.
 
     Attributes:
         frames: By sensor, all episodes one after the other: vectors and keypoints float32, pictures uint8
@@ -36,18 +36,22 @@ class Windows:
         actions: ``(frame, dof)`` float32, physical units.
         seen: ``(window, history)``, frames of each window, oldest first.
         done: ``(window, horizon)``, rows of ``actions`` of each window.
+        later: ``(window, ahead)``, frames of each window's future, in the order asked for; no column where none was.
     """
 
     frames: Mapping[str, Tensor]
     actions: Tensor
     seen: Tensor
     done: Tensor
+    later: Tensor
 
     def __len__(self) -> int:
         return len(self.seen)
 
     @classmethod
-    def of(cls, episodes: Sequence[Episode], sensors: Sequence[str], *, horizon: int, history: int, first: int) -> Windows:
+    def of(
+        cls, episodes: Sequence[Episode], sensors: Sequence[str], *, horizon: int, history: int, first: int, ahead: Sequence[int] = ()
+    ) -> Windows:
         """Cut episodes.
 
         Args:
@@ -56,6 +60,7 @@ class Windows:
             horizon: Control steps of a chunk.
             history: Frames that are seen.
             first: Index of the present in a chunk.
+            ahead: Control steps from the present to each future frame that is wanted, such as ``(4, 8, 12, 16)``.
 
         Raises:
             ConfigError: If there is no episode.
@@ -63,14 +68,15 @@ class Windows:
         if not episodes:
             raise ConfigError("there are no episodes to learn from; record some, or loosen the filter of the demonstrations")
         frames = {name: torch.cat([_frames(episode.observations[name]) for episode in episodes]) for name in sensors}
-        seen, done, start = [], [], 0
+        seen, done, later, start = [], [], [], 0
         for episode in episodes:
             steps = torch.arange(len(episode))[:, None]
             seen.append(start + (steps + torch.arange(1 - history, 1)).clamp(min=0))
             done.append(start + (steps + torch.arange(-first, horizon - first)).clamp(0, len(episode) - 1))
+            later.append(start + (steps + torch.tensor(ahead, dtype=torch.long)).clamp(0, len(episode) - 1))
             start += len(episode)
         actions = torch.cat([torch.from_numpy(episode.actions) for episode in episodes])
-        return cls(frames=frames, actions=actions, seen=torch.cat(seen), done=torch.cat(done))
+        return cls(frames=frames, actions=actions, seen=torch.cat(seen), done=torch.cat(done), later=torch.cat(later))
 
     def observation(self, rows: Tensor) -> Observation:
         """What is seen in some windows; pictures in [0, 1].
@@ -78,9 +84,15 @@ class Windows:
         Args:
             rows: ``(batch,)`` integer.
         """
-        index = self.seen[rows.to(self.seen.device)]
-        values = {name: frames[index] for name, frames in self.frames.items()}
-        return Observation({name: value.float() / 255 if value.dtype == torch.uint8 else value for name, value in values.items()})
+        return Observation(self._at(self.seen[rows.to(self.seen.device)]))
+
+    def future(self, rows: Tensor) -> dict[str, Tensor]:
+        """The frames ahead of some windows, by sensor ``(batch, ahead, ...)``; pictures in [0, 1].
+
+        Args:
+            rows: ``(batch,)`` integer.
+        """
+        return self._at(self.later[rows.to(self.later.device)])
 
     def chunks(self, rows: Tensor) -> Tensor:
         """The actions of some windows, ``(batch, horizon, dof)``, physical units.
@@ -93,7 +105,11 @@ class Windows:
     def to(self, device: torch.device | str) -> Windows:
         """On another device."""
         frames = {name: value.to(device) for name, value in self.frames.items()}
-        return Windows(frames=frames, actions=self.actions.to(device), seen=self.seen.to(device), done=self.done.to(device))
+        return replace(self, frames=frames, **{name: getattr(self, name).to(device) for name in ("actions", "seen", "done", "later")})
+
+    def _at(self, index: Tensor) -> dict[str, Tensor]:
+        values = {name: frames[index] for name, frames in self.frames.items()}
+        return {name: value.float() / 255 if value.dtype == torch.uint8 else value for name, value in values.items()}
 
 
 def sensor_stats(episodes: Sequence[Episode]) -> dict[str, SensorStats]:

@@ -30,6 +30,14 @@ def test_the_edges_of_an_episode_are_repeated_and_never_the_neighbours_steps():
     assert chunks[..., 1].tolist() == [[0, 0, 1, 2], [1, 2, 2, 2], [0, 0, 1, 1], [0, 1, 1, 1]]
 
 
+def test_the_future_of_a_window_is_as_far_ahead_as_asked_and_stays_at_an_episodes_last_frame():
+    windows = Windows.of(numbered(6, 3).episodes, ["state"], horizon=1, history=1, first=0, ahead=(2, 4))
+    future = windows.to("cpu").future(torch.tensor([0, 2, 4, 6]))["state"]  # steps 0, 2, 4 of episode 0, step 0 of episode 1
+    assert future.shape == (4, 2, 1)
+    assert future.squeeze(-1).tolist() == [[2, 4], [4, 5], [5, 5], [2, 2]]
+    assert Windows.of(numbered(2).episodes, ["state"], horizon=1, history=1, first=0).later.shape == (2, 0)
+
+
 def test_a_horizon_longer_than_an_episode_is_padded():
     windows = Windows.of(numbered(2).episodes, ["state"], horizon=5, history=1, first=0)
     assert windows.chunks(torch.tensor([0, 1]))[..., 1].tolist() == [[0, 1, 1, 1, 1], [1, 1, 1, 1, 1]]
@@ -44,6 +52,8 @@ def test_pictures_come_channel_first_in_zero_to_one():
     assert picture.shape == (1, 1, 3, 4, 5)
     torch.testing.assert_close(picture[0, 0, :, 2, 3], torch.tensor([1.0, 0.2, 0.0]))
     assert picture.sum().item() == pytest.approx(1.2)
+    ahead = Windows.of([shown], ["camera"], horizon=1, history=1, first=0, ahead=(1,)).future(torch.tensor([0]))["camera"]
+    torch.testing.assert_close(ahead, picture)
     assert sensor_stats([shown])["camera"].shape == (3, 4, 5)
 
 
