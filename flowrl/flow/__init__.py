@@ -3,7 +3,7 @@
 from flowrl.flow.condition import Condition
 from flowrl.flow.dynamics import CPS, ODE, Ancestral, DanceSDE, Dynamics, FlowSDE, kept_noise
 from flowrl.flow.field import ClassifierFreeGuidance, DiffusionField, VelocityField, evaluations_per_state
-from flowrl.flow.matching import flow_matching_loss, logit_normal_times
+from flowrl.flow.matching import flow_matching_error, flow_matching_loss, logit_normal_times
 from flowrl.flow.path import PREDICTIONS, AffinePath, Endpoints, PathSample, RectifiedFlow, VariancePreserving
 from flowrl.flow.times import dynamic_shift, shift_time, shifted_times
 from flowrl.flow.trajectory import Sampler, Trajectory
@@ -32,6 +32,7 @@ __all__ = [
     "VelocityField",
     "dynamic_shift",
     "evaluations_per_state",
+    "flow_matching_error",
     "flow_matching_loss",
     "kept_noise",
     "logit_normal_times",

@@ -14,24 +14,29 @@ if TYPE_CHECKING:
     from flowrl.flow.condition import Condition
     from flowrl.flow.field import VelocityField
 
-__all__ = ["flow_matching_loss", "logit_normal_times"]
+__all__ = ["flow_matching_error", "flow_matching_loss", "logit_normal_times"]
 
 
 def flow_matching_loss(field: VelocityField, data: Tensor, noise: Tensor, t: Time, condition: Condition) -> Tensor:
+    """Mean of :func:`flow_matching_error` over the state's axes, ``(batch,)``; the caller weights and averages."""
+    return state_mean(flow_matching_error(field, data, noise, t, condition))
+
+
+def flow_matching_error(field: VelocityField, data: Tensor, noise: Tensor, t: Time, condition: Condition) -> Tensor:
     """Squared error of the velocity at a random point of the straight path (arXiv:2210.02747, Eq. 9; 2209.03003, Eq. 1).
 
     Args:
         field: The field to train.
         data: ``(batch, ...)``.
         noise: Standard normal, the same shape.
-        t: Noise level, ``()``, ``(batch,)`` or per token.
+        t: Noise level, ``()``, ``(batch,)`` or per token (Diffusion Forcing, arXiv:2407.01392).
         condition: One row per row of the data.
 
     Returns:
-        ``(batch,)``, mean over the state's axes; the caller weights and averages.
+        ``(batch, ...)``, entry by entry, for losses that weight parts of a state differently.
     """
     point = RectifiedFlow().sample(data, noise, t)
-    return state_mean((field(point.x_t, t, condition) - point.endpoints.velocity) ** 2)
+    return (field(point.x_t, t, condition) - point.endpoints.velocity) ** 2
 
 
 def logit_normal_times(count: int, generator: RandomSource = None, *, mean: float = 0.0, std: float = 1.0) -> Tensor:

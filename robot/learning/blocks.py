@@ -51,8 +51,8 @@ class TimeEmbedding(nn.Module):
         self.layers = nn.Sequential(nn.Linear(2 * half, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))
 
     def forward(self, time: Tensor) -> Tensor:
-        """``(batch,)`` in [0, 1000] to ``(batch, width)``."""
-        angles = time.to(self.frequencies.dtype)[:, None] * self.frequencies
+        """Times in [0, 1000] of any shape ``(...)`` to ``(..., width)``."""
+        angles = time.to(self.frequencies.dtype)[..., None] * self.frequencies
         return self.layers(torch.cat([angles.sin(), angles.cos()], dim=-1))
 
 

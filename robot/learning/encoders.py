@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from robot.types import Observation
 
-__all__ = ["EncoderConfig", "KeypointEncoder", "ObservationEncoder", "SensorStats", "StateEncoder"]
+__all__ = ["EncoderConfig", "KeypointEncoder", "ObservationEncoder", "SensorStats", "StateEncoder", "joint_scale", "scale_by_dimension"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -201,7 +201,7 @@ def scaled(stats: Mapping[str, SensorStats], *, vectors: tuple[str, ...] = (), p
         ConfigError: If a sensor is missing or shows another kind of frame.
     """
     shapes = {name: sensor_shape(stats, name, axes) for names, axes in ((points, 2), (vectors, 1)) for name in names}
-    norms = {name: _joint(stats[name]) if name in points else _by_dimension(stats[name]) for name in shapes}
+    norms = {name: joint_scale(stats[name]) if name in points else scale_by_dimension(stats[name]) for name in shapes}
     return Scaled(norms, shapes, history)
 
 
@@ -231,11 +231,12 @@ def check_encoder(sensors: tuple[str, ...], history: int, width: int | None) -> 
         raise ValueError(f"an encoder needs history >= 1 and width >= 1 or null, got {history} and {width}")
 
 
-def _by_dimension(stats: SensorStats) -> NormStats:
+def scale_by_dimension(stats: SensorStats) -> NormStats:
+    """Every coordinate of a vector to [−1, 1] by its own range."""
     return NormStats.min_max(torch.stack(stats.bounds()))
 
 
-def _joint(stats: SensorStats) -> NormStats:
+def joint_scale(stats: SensorStats) -> NormStats:
     """The middle of every coordinate, and one scale for all points: the largest half range."""
     low, high = (bound.flatten(0, -2) for bound in stats.bounds())
     ends = NormStats.min_max(torch.stack([low.amin(0), high.amax(0)]))
