@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
 
-from flowrl.config import asset_path, instantiate
 from flowrl.errors import CheckpointError, ConfigError
 from flowrl.train.describe import describe, differences
 from robot.composition import Sampling
+from robot.learning.files import FileKind, load_parts, module_tensors, read_stats, stats_tensors
 from robot.learning.recipe import Recipe
-from robot.normalise import NormStats
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
+    from torch import nn
+
+    from robot.normalise import NormStats
     from robot.policies import FlowPolicy
 
 __all__ = ["POLICY_FILE", "PolicyFile", "find_policy", "load_policy", "read_recipe", "read_training", "save_policy"]
 
 POLICY_FILE = "policy.safetensors"
-_CARD, _VERSION = "flowrl.policy", 1
-_PARTS = ("encoder", "network")
-_SHOWN = 2  # lines of torch's message
+_KIND = FileKind(
+    name=POLICY_FILE,
+    noun="policy",
+    key="flowrl.policy",
+    recipe=Recipe,
+    others="policies of other libraries are loaded through robot.adapters",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,13 +85,7 @@ def find_policy(path: str | Path) -> Path:
     Raises:
         CheckpointError: If there is none.
     """
-    found = Path(path).expanduser()
-    if not found.exists() and str(path).startswith("assets/"):
-        found = asset_path(str(path))
-    found = found / POLICY_FILE if found.is_dir() else found
-    if not found.is_file():
-        raise CheckpointError(f"there is no policy {found}; give a {POLICY_FILE}, or a folder that flowrl train finished")
-    return found
+    return _KIND.find(path)
 
 
 def save_policy(
@@ -108,28 +104,8 @@ def save_policy(
     Raises:
         CheckpointError: If it cannot be written.
     """
-    from safetensors.torch import save_file
-
-    tensors = {
-        f"{part}.{name}": value
-        for part, module in zip(_PARTS, (encoder, network), strict=True)
-        for name, value in module.state_dict().items()
-    }
-    tensors |= {"action.offset": stats.offset, "action.scale": stats.scale}
-    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    card: dict[str, Any] = {"version": _VERSION, "recipe": describe(recipe), "training": describe(training or {})}
-    card["sha256"] = _digest(tensors, card)
-    part = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, part, metadata={_CARD: json.dumps(card)})  # one entry: safetensors shuffles several
-        descriptor = os.open(part, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
-        return part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise CheckpointError(f"could not write the policy {path}: {error}; free some space and save again") from error
+    tensors = module_tensors({"encoder": encoder, "network": network}) | stats_tensors(stats)
+    return _KIND.save(path, recipe, tensors, training)
 
 
 def load_policy(path: str | Path, device: torch.device | str = "cpu") -> FlowPolicy:
@@ -142,20 +118,13 @@ def load_policy(path: str | Path, device: torch.device | str = "cpu") -> FlowPol
     Raises:
         CheckpointError: If the file is missing, truncated, altered, of a newer version or no policy of flowrl.
     """
-    path = find_policy(path)
-    tensors, card = _read(path)
-    recipe = _recipe(path, card)
+    path = _KIND.find(path)
+    recipe, tensors = _KIND.load(path)
     with torch.random.fork_rng(devices=[]):  # fresh weights are drawn and thrown away
-        modules = recipe.build()
-    try:
-        stats = NormStats(tensors.pop("action.offset"), tensors.pop("action.scale"))
-        for part, module in zip(_PARTS, modules, strict=True):
-            module.load_state_dict({name.removeprefix(f"{part}."): value for name, value in tensors.items() if name.startswith(f"{part}.")})
-            module.requires_grad_(requires_grad=False).eval().to(device)
-    except (KeyError, RuntimeError, ValueError) as error:
-        problem = "; ".join(line.strip() for line in str(error).splitlines()[:_SHOWN])
-        raise CheckpointError(f"the weights in {path} do not fit the policy that it describes: {problem}") from error
-    return recipe.policy(*modules, stats)
+        encoder, network = recipe.build()
+    load_parts(path, tensors, {"encoder": encoder, "network": network}, device, _KIND.noun)
+    policy: FlowPolicy = recipe.policy(encoder, network, read_stats(path, tensors))
+    return policy
 
 
 def read_recipe(path: str | Path) -> Recipe:
@@ -164,8 +133,8 @@ def read_recipe(path: str | Path) -> Recipe:
     Raises:
         CheckpointError: If the file is missing, truncated or no policy.
     """
-    path = find_policy(path)
-    return _recipe(path, _card(path))
+    recipe: Recipe = _KIND.read_recipe(path)
+    return recipe
 
 
 def read_training(path: str | Path) -> dict[str, Any]:
@@ -174,54 +143,4 @@ def read_training(path: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: If the file is missing, truncated or no policy.
     """
-    return dict(_card(find_policy(path))["training"])
-
-
-def _card(path: Path) -> dict[str, Any]:
-    """What the file says about itself."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = dict(file.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is truncated or no safetensors file ({error}); copy it again, or train again") from error
-    if _CARD not in metadata:
-        raise CheckpointError(f"{path} holds no policy of flowrl; policies of other libraries are loaded through robot.adapters")
-    try:
-        card = dict(json.loads(metadata[_CARD]))
-        version, _ = int(card["version"]), (card["recipe"], card["training"], card["sha256"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} describes a policy that cannot be read: {error!r}") from error
-    if version > _VERSION:
-        raise CheckpointError(f"{path} is of version {version}, this flowrl reads up to {_VERSION}; install a newer one")
-    return card
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    from safetensors.torch import load_file
-
-    card, tensors = _card(path), load_file(path)
-    if _digest(tensors, card) != card["sha256"]:
-        raise CheckpointError(f"{path} was altered after it was written: its fingerprint does not fit; copy it again, or train again")
-    return tensors, card
-
-
-def _recipe(path: Path, card: Mapping[str, Any]) -> Recipe:
-    try:
-        recipe = instantiate(card["recipe"], "recipe")
-    except ConfigError as error:
-        raise CheckpointError(f"{path} describes a policy that cannot be built here: {error}") from error
-    if not isinstance(recipe, Recipe):
-        raise CheckpointError(f"{path} describes a {type(recipe).__name__}, not a policy")
-    return recipe
-
-
-def _digest(tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> str:
-    """Fingerprint of the weights, and of all that the card says but the fingerprint itself."""
-    said = {name: value for name, value in card.items() if name != "sha256"}
-    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
-    for name, value in sorted(tensors.items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return _KIND.read_training(path)

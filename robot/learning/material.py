@@ -55,7 +55,7 @@ class Material:
         demonstrations = job.demonstrations.load()
         _check(demonstrations, job.encoder.needs)
         train, held_out = split_episodes(demonstrations, job.validation_share, job.seed)
-        cut = {"horizon": job.horizon, "history": job.encoder.history, "first": job.present}
+        cut: dict[str, Any] = {"horizon": job.horizon, "history": job.encoder.history, "first": job.present}
         windows = Windows.of(train, job.encoder.needs, **cut)
         stats: NormStats = getattr(NormStats, job.action_scaling)(windows.actions)
         _check_clip(job, stats.normalise(windows.actions))
