@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,9 +22,23 @@ if TYPE_CHECKING:
     from robot.envs.base import Frame
     from robot.types import Policy
 
-__all__ = ["ChunkExecutor"]
+__all__ = ["ChunkExecutor", "EpisodeKey"]
 
 _PICTURE_AXES = 3
+
+
+class EpisodeKey(NamedTuple):
+    """Which chunk of which episode a row of a batch is for, told to policies that explore.
+
+    Attributes:
+        seed: Of the episode.
+        variation: Which of the rollouts of that seed.
+        chunk: Number of the chunk in its episode, from 0.
+    """
+
+    seed: int
+    variation: int
+    chunk: int
 
 
 @dataclass
@@ -34,6 +48,7 @@ class _Row:
     seed: int
     weights: tuple[float, ...] | None
     frames: deque[dict[str, NDArray[Any]]]
+    variation: int | None = None
     queue: deque[NDArray[np.float32]] = field(default_factory=deque)
     chunks: int = 0
     latency_s: dict[str, float] = field(default_factory=dict)
@@ -41,16 +56,25 @@ class _Row:
     error: str | None = None
 
     @property
-    def support(self) -> tuple[bool, ...] | None:
-        """Which members have weight. Who takes part decides on noise levels and units: only rows with the same support share a call."""
-        return None if self.weights is None else tuple(weight > 0 for weight in self.weights)
+    def company(self) -> tuple[tuple[bool, ...] | None, bool]:
+        """What rows must have in common to share a call.
+
+        Which members have weight: who takes part decides on noise levels and units. And whether the row is one of several variations.
+        """
+        return None if self.weights is None else tuple(weight > 0 for weight in self.weights), self.variation is not None
+
+    @property
+    def key(self) -> EpisodeKey:
+        """Of the next chunk, in an episode that has a variation."""
+        return EpisodeKey(self.seed, self.variation or 0, self.chunks)
 
 
 class ChunkExecutor:
     """Keeps each row's latest frames and its queue of actions; rows whose queue is empty share one call of the policy.
 
-    The noise of a chunk depends on the seed, the episode's seed and the chunk's number alone: not on weights, neighbours or the number of
-    rows, so that episodes can be compared pair by pair and repeated one by one.
+    The noise of a chunk depends on the seed, the episode's seed and the chunk's number alone: not on weights, variations, neighbours or the
+    number of rows, so that episodes can be compared pair by pair and repeated one by one. Where episodes have variations, the policy is
+    told which row is which, ``act(observation, generators, episodes=[EpisodeKey, …])``, and may differ between them.
     """
 
     def __init__(self, policy: Policy, *, seed: int = 0, device: torch.device | str = "cpu") -> None:
@@ -66,16 +90,17 @@ class ChunkExecutor:
         self._device = device
         self._rows: dict[int, _Row] = {}
 
-    def start(self, row: int, *, seed: int, weights: Sequence[float] | None = None) -> None:
+    def start(self, row: int, *, seed: int, weights: Sequence[float] | None = None, variation: int | None = None) -> None:
         """Begin an episode in a row: its past is forgotten.
 
         Args:
             row: Any number that names it.
             seed: Of the episode.
             weights: Of a composition, for this row alone.
+            variation: Names this rollout among those of the same seed; None where there is but one.
         """
         frames: deque[dict[str, NDArray[Any]]] = deque(maxlen=self.policy.history)
-        self._rows[row] = _Row(seed, None if weights is None else tuple(weights), frames)
+        self._rows[row] = _Row(seed, None if weights is None else tuple(weights), frames, variation)
 
     def actions(self, frames: Mapping[int, Frame]) -> dict[int, NDArray[np.float32]]:
         """The next action of every row that shows a frame.
@@ -93,9 +118,9 @@ class ChunkExecutor:
         for row, frame in frames.items():
             self._see(self._rows[row], frame)
         hungry = [row for row in frames if not self._rows[row].queue]
-        groups: dict[tuple[bool, ...] | None, list[int]] = {}
+        groups: dict[tuple[tuple[bool, ...] | None, bool], list[int]] = {}
         for row in hungry:
-            groups.setdefault(self._rows[row].support, []).append(row)
+            groups.setdefault(self._rows[row].company, []).append(row)
         for group in groups.values():
             self._refill(group)
         return {row: self._rows[row].queue.popleft() for row in frames}
@@ -135,11 +160,7 @@ class ChunkExecutor:
         generators = [seeded_generator(self._seed, state.seed, state.chunks) for state in states]
         observation = self._observation(states)
         start = time.perf_counter()
-        if states[0].weights is None:
-            chunk = self.policy.act(observation, generators)
-        else:
-            weights = torch.tensor([state.weights for state in states])
-            chunk = self.policy.act(observation, generators, weights=weights)  # type: ignore[call-arg]
+        chunk = self.policy.act(observation, generators, **_extras(states))
         actions = chunk.to_execute(self.policy.execute).float().cpu()
         if not bool(torch.isfinite(actions).all()):
             raise NonFiniteError(f"the policy {getattr(self.policy, 'name', '')} gave an action that is not finite; check its checkpoint")
@@ -155,6 +176,16 @@ class ChunkExecutor:
         for name in self.policy.sensors:
             values[name] = _tensor(np.stack([np.stack([frame[name] for frame in state.frames]) for state in states])).to(self._device)
         return Observation(values)
+
+
+def _extras(states: Sequence[_Row]) -> dict[str, Any]:
+    """What only some policies take, and only where the episodes have it."""
+    extras: dict[str, Any] = {}
+    if states[0].weights is not None:
+        extras["weights"] = torch.tensor([state.weights for state in states])
+    if states[0].variation is not None:
+        extras["episodes"] = [state.key for state in states]
+    return extras
 
 
 def _tensor(stacked: NDArray[Any]) -> Tensor:

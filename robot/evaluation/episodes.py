@@ -19,11 +19,19 @@ class Job:
         seed: Of the environment's reset, >= 0; together with the run's seed it also determines the policy's noise.
         arm: What is being tried, such as a policy's name; results are told apart by ``(arm, seed)``.
         weights: Of a composed policy's members in this episode; None for the policy's own.
+        variation: Names this rollout among those of the same seed, whose noise is the same: an exploring policy is told it. None where
+            there is but one, and the policy is a plain one.
     """
 
     seed: int
     arm: str = "policy"
     weights: tuple[float, ...] | None = None
+    variation: int | None = None
+
+    @property
+    def key(self) -> tuple[str, int, int | None]:
+        """What tells jobs apart."""
+        return self.arm, self.seed, self.variation
 
 
 @dataclass(frozen=True, kw_only=True)

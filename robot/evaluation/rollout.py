@@ -59,7 +59,7 @@ def run_episodes(
         One result per job, in the order of the jobs.
 
     Raises:
-        ValueError: If two jobs share arm and seed.
+        ValueError: If two jobs share arm, seed and variation.
         EnvironmentFailedError: If no environment can be made, or it is not what it has to be.
     """
     if isinstance(env, EnvPool):
@@ -144,7 +144,7 @@ class EpisodeRunner:
         self._executor = ChunkExecutor(self.policy, seed=self.seed, device=policy_device(self.policy))
         self._jobs: deque[Job] = deque()
         self._courses: dict[int, _Course] = {}
-        self._results: dict[tuple[str, int], EpisodeResult] = {}
+        self._results: dict[tuple[str, int, int | None], EpisodeResult] = {}
 
     def run(self, jobs: Sequence[Job]) -> list[EpisodeResult]:
         """Run all jobs.
@@ -153,12 +153,14 @@ class EpisodeRunner:
             Their results, in their order.
 
         Raises:
-            ValueError: If two jobs share arm and seed.
+            ValueError: If two jobs share arm, seed and variation.
             EnvironmentFailedError: If no environment can be made, or it is not what it has to be.
         """
-        keys = [(job.arm, job.seed) for job in jobs]
+        keys = [job.key for job in jobs]
         if len(set(keys)) < len(keys):
-            raise ValueError(f"jobs are told apart by arm and seed, but {len(keys) - len(set(keys))} of {len(keys)} are repetitions")
+            raise ValueError(
+                f"jobs are told apart by arm, seed and variation, but {len(keys) - len(set(keys))} of {len(keys)} are repetitions"
+            )
         self._jobs, self._courses, self._results = deque(jobs), {}, {}
         with torch.no_grad():
             while self._jobs or self._courses:
@@ -181,7 +183,7 @@ class EpisodeRunner:
         begun = [row for row, course in self._courses.items() if course.frame is None]
         for row in begun:
             job = self._courses[row].job
-            self._executor.start(row, seed=job.seed, weights=job.weights)
+            self._executor.start(row, seed=job.seed, weights=job.weights, variation=job.variation)
         pictures = 0 if self.on_picture is None else self.picture_every
         return {row: Reset(seed=self._courses[row].job.seed, pictures=pictures) for row in begun}
 
@@ -231,7 +233,7 @@ class EpisodeRunner:
     def _end(self, row: int, *, terminated: bool = False, truncated: bool = False, error: str | None = None) -> None:
         course = self._courses.pop(row)
         result = course.result(self._executor.summary(row), terminated=terminated, truncated=truncated, error=error)
-        self._results[result.key] = result
+        self._results[course.job.key] = result
         if error is not None:
             _logger.warning("%s, seed %d: crashed and counts as no success: %s", self.pool.source.name, result.seed, error)
         if self.on_episode is not None:

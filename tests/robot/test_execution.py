@@ -6,6 +6,7 @@ import torch
 
 from robot import ActionChunk, ActionSpec, ChunkExecutor, Composition, MemberConfig
 from robot.envs.toy_policy import ToyPolicy
+from robot.execution import EpisodeKey
 
 SPEC = ActionSpec(names=("x",), control_rate_hz=20.0)
 
@@ -128,3 +129,37 @@ def test_a_sensor_that_the_environment_lacks_is_named():
     executor.start(0, seed=0)
     with pytest.raises(ValueError, match="shows no state, which the policy needs; it shows depth"):
         executor.actions({0: {"depth": np.zeros(1)}})
+
+
+class Explorer(Echo):
+    """Notes which episodes it is told of, and adds a hundred times the variation to its actions."""
+
+    def __init__(self, noisy=False):
+        super().__init__(noisy)
+        self.told = []
+
+    def act(self, observation, generator=None, episodes=None):
+        self.told.append(episodes)
+        chunk = super().act(observation, generator)
+        shift = torch.tensor([0.0] * len(observation) if episodes is None else [100.0 * key.variation for key in episodes])
+        return ActionChunk(values=chunk.values + shift[:, None, None], spec=SPEC, first=1)
+
+
+def test_rows_with_a_variation_are_told_which_chunk_of_which_episode_they_are():
+    policy = Explorer()
+    executor = ChunkExecutor(policy)
+    executor.start(0, seed=11, variation=3)
+    executor.start(1, seed=11)
+    for value in (1.0, 2.0, 3.0, 4.0):  # three actions of a chunk are executed
+        executor.actions({0: frame(value), 1: frame(value)})
+    assert policy.told == [[EpisodeKey(11, 3, 0)], None, [EpisodeKey(11, 3, 1)], None]
+
+
+def test_variations_of_an_episode_share_its_noise():
+    executor = ChunkExecutor(Explorer(noisy=True), seed=5)
+    for row, variation in enumerate((0, 1, None)):
+        executor.start(row, seed=11, variation=variation)
+    executor.start(3, seed=12, variation=0)
+    first, second, plain, other = (float(action[0]) for action in executor.actions({row: frame(0.0) for row in range(4)}).values())
+    assert second == pytest.approx(first + 100, abs=1e-5)
+    assert plain == first != other

@@ -206,3 +206,20 @@ def test_a_result_survives_its_line():
     assert line["return"] == 0.0
     assert line["max_reward"] is None
     assert EpisodeResult.from_json(line | {"seconds": 1.0}) == result
+
+
+class Diverging(Steer):
+    """Steers with a gain that grows with the variation, and without any where there is none."""
+
+    def act(self, observation, generator=None, episodes=None):
+        self.gain = 0.5 + (0.0 if episodes is None else torch.tensor([[key.variation] for key in episodes])[:, :, None])
+        return super().act(observation, generator)
+
+
+def test_several_variations_of_a_seed_run_side_by_side_and_come_in_the_order_of_the_jobs():
+    jobs = [Job(seed=seed, variation=variation) for seed in (3, 4, 5, 6) for variation in (2, 0, 1)]
+    results = same(run_episodes(STILL, Diverging(noise=0), jobs, rows=5))
+    alone = [same(run_episodes(STILL, Steer(gain=0.5 + job.variation, noise=0), [Job(seed=job.seed)]))[0] for job in jobs]
+    assert results == alone
+    with pytest.raises(ValueError, match="arm, seed and variation, but 1 of 13 are repetitions"):
+        run_episodes(STILL, Diverging(noise=0), [*jobs, jobs[0]])
