@@ -1,4 +1,4 @@
-"""Acting: policies and their composition (GPC), environments, demonstrations, evaluation, weight search.
+"""Acting: policies and their composition (GPC), world-action models and noise gates, environments, demonstrations, evaluation.
 
 Everything here is light to import; simulators and other libraries are imported where they are used.
 """
@@ -24,6 +24,10 @@ from robot.normalise import NormStats
 from robot.policies import ComposablePolicy, FlowPolicy, PolicySource
 from robot.search import CompositionEvaluation, WeightSearch
 from robot.types import ActionChunk, ActionSpec, Observation, Policy
+from robot.world.latents import StateFrames
+from robot.world.network import MixtureOfTransformers
+from robot.world_action import WorldActionModel
+from samplers import PerTokenSchedule
 
 OWNER = "flowrl"  # robotframework also ships a package of this name
 
@@ -51,9 +55,11 @@ __all__ = [
     "Member",
     "MemberConfig",
     "MetaWorld",
+    "MixtureOfTransformers",
     "NoisySensors",
     "NormStats",
     "Observation",
+    "PerTokenSchedule",
     "Policy",
     "PolicyFile",
     "PolicySource",
@@ -63,9 +69,11 @@ __all__ = [
     "Robosuite",
     "Rollout",
     "Sampling",
+    "StateFrames",
     "Toy",
     "UnconditionalGuidance",
     "WeightSearch",
+    "WorldActionModel",
     "load_policy",
     "mcnemar_exact",
     "newcombe_interval",

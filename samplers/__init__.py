@@ -3,6 +3,7 @@
 from samplers.granular import granular_indices, singular_evaluations
 from samplers.grids import DynamicShiftGrid, ExplicitGrid, ShiftedGrid, TimeGrid
 from samplers.ode import ODESampler
+from samplers.per_token import PerTokenSchedule
 from samplers.sde import SDESampler
 from samplers.singular import SingularStochasticSampler
 from samplers.solvers import DPMSolverPP2M, Euler, Heun, Solver
@@ -18,6 +19,7 @@ __all__ = [
     "ExplicitGrid",
     "Heun",
     "ODESampler",
+    "PerTokenSchedule",
     "SDESampler",
     "ShiftedGrid",
     "SingularStochasticSampler",
