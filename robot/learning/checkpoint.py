@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from flowrl.errors import CheckpointError, ConfigError
+from flowrl.errors import ConfigError
 from flowrl.train.describe import describe, differences
 from robot.composition import Sampling
 from robot.learning.files import FileKind, load_parts, module_tensors, read_stats, stats_tensors
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from robot.normalise import NormStats
     from robot.policies import FlowPolicy
 
-__all__ = ["POLICY_FILE", "PolicyFile", "find_policy", "load_policy", "read_recipe", "read_training", "save_policy"]
+__all__ = ["POLICIES", "POLICY_FILE", "PolicyFile", "find_policy", "load_policy", "read_recipe", "read_training", "save_policy"]
 
 POLICY_FILE = "policy.safetensors"
-_KIND = FileKind(
+POLICIES = FileKind(
     name=POLICY_FILE,
     noun="policy",
     key="flowrl.policy",
@@ -85,7 +85,7 @@ def find_policy(path: str | Path) -> Path:
     Raises:
         CheckpointError: If there is none.
     """
-    return _KIND.find(path)
+    return POLICIES.find(path)
 
 
 def save_policy(
@@ -105,7 +105,7 @@ def save_policy(
         CheckpointError: If it cannot be written.
     """
     tensors = module_tensors({"encoder": encoder, "network": network}) | stats_tensors(stats)
-    return _KIND.save(path, recipe, tensors, training)
+    return POLICIES.save(path, recipe, tensors, training)
 
 
 def load_policy(path: str | Path, device: torch.device | str = "cpu") -> FlowPolicy:
@@ -118,11 +118,11 @@ def load_policy(path: str | Path, device: torch.device | str = "cpu") -> FlowPol
     Raises:
         CheckpointError: If the file is missing, truncated, altered, of a newer version or no policy of flowrl.
     """
-    path = _KIND.find(path)
-    recipe, tensors = _KIND.load(path)
+    path = POLICIES.find(path)
+    recipe, tensors = POLICIES.load(path)
     with torch.random.fork_rng(devices=[]):  # fresh weights are drawn and thrown away
         encoder, network = recipe.build()
-    load_parts(path, tensors, {"encoder": encoder, "network": network}, device, _KIND.noun)
+    load_parts(path, tensors, {"encoder": encoder, "network": network}, device, POLICIES.noun)
     policy: FlowPolicy = recipe.policy(encoder, network, read_stats(path, tensors))
     return policy
 
@@ -133,7 +133,7 @@ def read_recipe(path: str | Path) -> Recipe:
     Raises:
         CheckpointError: If the file is missing, truncated or no policy.
     """
-    recipe: Recipe = _KIND.read_recipe(path)
+    recipe: Recipe = POLICIES.read_recipe(path)
     return recipe
 
 
@@ -143,4 +143,4 @@ def read_training(path: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: If the file is missing, truncated or no policy.
     """
-    return _KIND.read_training(path)
+    return POLICIES.read_training(path)

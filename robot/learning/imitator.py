@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
-from flowrl.errors import ConfigError
 from flowrl.shapes import randn, seeded_generator
 from robot.types import Observation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from accelerate import Accelerator
-
-    from robot.learning.cloning import BehaviourCloning
     from robot.learning.encoders import ObservationEncoder
     from robot.learning.process import Process
 
-__all__ = ["Draws", "Imitator", "start_accelerator"]
+__all__ = ["Draws", "Imitator"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,32 +68,3 @@ class Imitator(nn.Module):
         features = self.encoder(Observation(seen), augmentation)
         network = cast("Callable[[Tensor, Tensor, Tensor], Tensor]", self.network)
         return self._process.error(network, data, noise, time, features)
-
-
-def start_accelerator(job: BehaviourCloning) -> Accelerator:
-    """Join the processes.
-
-    Raises:
-        ConfigError: If they were started under a strategy that shards weights: these networks are small.
-        MissingExtraError: If a tracker is not installed.
-    """
-    from accelerate import Accelerator
-    from accelerate.utils import DistributedType, ProjectConfiguration
-
-    from flowrl.errors import require
-
-    if "wandb" in job.trackers:
-        require("wandb", "wandb")
-    settings: dict[str, Any] = {} if job.mixed_precision is None else {"mixed_precision": job.mixed_precision}
-    accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),  # else accelerate ignores torchrun there, and every process trains alone
-        log_with=list(job.trackers) or None,
-        project_config=ProjectConfiguration(project_dir=job.run_dir, logging_dir=str(job.folder / "tensorboard")),
-        **settings,
-    )
-    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
-        raise ConfigError(
-            f"behaviour cloning does not run under {accelerator.distributed_type.value}: its networks fit on one device; "
-            "use plain data parallelism (accelerate launch --multi_gpu)"
-        )
-    return accelerator

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,11 +18,50 @@ from robot.types import ActionSpec
 
 if TYPE_CHECKING:
     from robot.demonstrations.data import Demonstrations, Episode
-    from robot.learning.cloning import BehaviourCloning
 
-__all__ = ["Batches", "Material"]
+__all__ = ["Batches", "Choices", "Cut", "Material"]
 
-_ROUNDING = 1e-4
+
+class Choices(Protocol):
+    """What a job says about its data."""
+
+    @property
+    def validation_share(self) -> float:
+        """Of the episodes, which are held out."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """Of the split."""
+        ...
+
+    @property
+    def action_scaling(self) -> str:
+        """A constructor of :class:`robot.normalise.NormStats`."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """Into what episodes are cut; see :meth:`robot.learning.Windows.of`.
+
+    Attributes:
+        sensors: What is seen.
+        horizon: Control steps of a chunk.
+        history: Frames that are seen.
+        first: Index of the present in a chunk.
+        ahead: Control steps to future frames.
+    """
+
+    sensors: tuple[str, ...]
+    horizon: int
+    history: int
+    first: int = 0
+    ahead: tuple[int, ...] = ()
+
+    def windows(self, episodes: Sequence[Episode]) -> Windows:
+        """Of some episodes."""
+        return Windows.of(episodes, self.sensors, horizon=self.horizon, history=self.history, first=self.first, ahead=self.ahead)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -46,25 +85,26 @@ class Material:
     facts: Mapping[str, Any]
 
     @classmethod
-    def of(cls, job: BehaviourCloning) -> Material:
-        """Load, check and cut the demonstrations of a job.
+    def of(cls, demonstrations: Demonstrations, cut: Cut, choices: Choices) -> Material:
+        """Check and cut demonstrations.
+
+        Args:
+            demonstrations: All episodes.
+            cut: Into what.
+            choices: What to hold out, and how actions are scaled.
 
         Raises:
-            ConfigError: If there is no episode, a sensor is missing, a number is not finite, or the sampler would clip actions of the data.
+            ConfigError: If there is no episode, a sensor is missing, or a number is not finite.
         """
-        demonstrations = job.demonstrations.load()
-        _check(demonstrations, job.encoder.needs)
-        train, held_out = split_episodes(demonstrations, job.validation_share, job.seed)
-        cut: dict[str, Any] = {"horizon": job.horizon, "history": job.encoder.history, "first": job.present}
-        windows = Windows.of(train, job.encoder.needs, **cut)
-        stats: NormStats = getattr(NormStats, job.action_scaling)(windows.actions)
-        _check_clip(job, stats.normalise(windows.actions))
-        ranges = sensor_stats(train)
+        _check(demonstrations, cut.sensors)
+        train, held_out = split_episodes(demonstrations, choices.validation_share, choices.seed)
+        windows, ranges = cut.windows(train), sensor_stats(train)
+        stats: NormStats = getattr(NormStats, choices.action_scaling)(windows.actions)
         return cls(
             train=windows,
-            validation=Windows.of(held_out, job.encoder.needs, **cut) if held_out else None,
+            validation=cut.windows(held_out) if held_out else None,
             stats=stats,
-            sensors={name: ranges[name] for name in job.encoder.needs},
+            sensors={name: ranges[name] for name in cut.sensors},
             action=demonstrations.action,
             facts=_facts(demonstrations, len(held_out)),
         )
@@ -116,16 +156,6 @@ def _check_finite(index: int, episode: Episode, needs: Sequence[str]) -> None:
         frames = torch.as_tensor(values)
         if frames.is_floating_point() and not bool((good := frames.flatten(1).isfinite().all(1)).all()):
             raise ConfigError(f"{name} of episode {index} are not finite at control step {int((~good).nonzero()[0])}; drop the episode")
-
-
-def _check_clip(job: BehaviourCloning, actions: Tensor) -> None:
-    """A clip that cuts actions which the policy is to imitate would bias it."""
-    clip, reach = job.sampling.clip, float(actions.abs().max())
-    if clip is not None and reach > clip * (1 + _ROUNDING):
-        raise ConfigError(
-            f"sampling.clip={clip:g} would cut demonstrated actions, which reach {reach:.3g} after action_scaling={job.action_scaling}; "
-            f"set sampling.clip to null or at least {reach:.3g}, or use action_scaling=min_max"
-        )
 
 
 def _facts(demonstrations: Demonstrations, held_out: int) -> dict[str, Any]:

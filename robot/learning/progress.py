@@ -1,4 +1,4 @@
-"""How far a run of behaviour cloning is, and what it leaves when it is done."""
+"""How far a training run is, and what it leaves when it is done."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from typing import Any
 
 from flowrl.train.figures import figure, words
 
-__all__ = ["CloningSummary", "Progress"]
+__all__ = ["Progress", "TrainingSummary"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class CloningSummary:
+class TrainingSummary:
     """What a finished run leaves.
 
     Attributes:
         run_dir: The run folder.
         updates: Optimiser steps done.
-        checkpoint: The policy, ``policy.safetensors``.
+        checkpoint: The model file, such as ``policy.safetensors``.
+        noun: What it holds.
         is_main: Whether this process is the one that reports.
         report: The page about the run.
         measured: The last validation; empty where no episodes were held out.
@@ -30,12 +31,13 @@ class CloningSummary:
     checkpoint: Path
     is_main: bool
     report: Path
+    noun: str = "policy"
     measured: Mapping[str, float] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
         """What the command line prints."""
         told = [f"{words(name.removeprefix('eval/')):<12} {figure(value)} on held-out episodes" for name, value in self.measured.items()]
-        return [*told, f"report       {self.report}", f"policy       {self.checkpoint}"]
+        return [*told, f"report       {self.report}", f"{self.noun:<12} {self.checkpoint}"]
 
 
 @dataclass

@@ -1,7 +1,8 @@
-"""The learning curve as a PNG, and a page about a run of behaviour cloning."""
+"""The learning curve as a PNG, and a page about a training run on demonstrations."""
 
 from __future__ import annotations
 
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,24 +14,30 @@ from flowrl.train.charts import SMOOTH_FROM, Line, line_chart, smoothed
 from flowrl.train.page import write_page
 from flowrl.train.record import read_record
 from flowrl.train.report_charts import Chart
-from robot.learning.checkpoint import read_training
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from matplotlib.axes import Axes
+
     from flowrl.train.record import RunRecord
+    from robot.learning.lesson import Curve, Training
 
 __all__ = ["CURVE_FILE", "REPORT_FILE", "write_curve", "write_report"]
 
 CURVE_FILE, REPORT_FILE = "learning_curve.png", "report.html"
-_LOSS, _ERROR = "eval/loss", "eval/action_error"
+_LOSS = "eval/loss"
 _BLUE, _VERMILION, _GREEN = range(3)
-_SHOWN = ("process", "encoder", "network", "horizon", "execute", "seed")
+_COLOURS = ("#00855f", "#cc79a7", "#56b4e9", "#e69f00")  # of what validation measures beside the loss
+_PANEL = 4.5  # inches
 
 
-def write_report(run_dir: Path) -> Path:
+def write_report(run_dir: Path, job: type[Training]) -> Path:
     """Write ``report.html`` and ``learning_curve.png`` into a run folder, whatever the run got to.
 
     Args:
         run_dir: What ``flowrl train`` wrote.
+        job: Class of the job: what it measures and leaves.
 
     Returns:
         The page's path.
@@ -39,62 +46,67 @@ def write_report(run_dir: Path) -> Path:
         ValueError: If the folder or its ``metrics.jsonl`` is missing, or nothing in it can be read.
     """
     record = read_record(Path(run_dir))
-    write_curve(record)
-    return write_page(record.folder / REPORT_FILE, Path(__file__).with_name("report.html.j2"), _context(record))
+    write_curve(record, job.curves)
+    return write_page(record.folder / REPORT_FILE, Path(__file__).with_name("report.html.j2"), _context(record, job))
 
 
-def write_curve(record: RunRecord) -> Path:
-    """Draw training and validation loss, and the action error, against steps."""
+def write_curve(record: RunRecord, curves: Sequence[Curve]) -> Path:
+    """Draw training and validation loss, and what else validation measures, against steps."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.6))
-    left, right = figure.subplots(1, 2)
-    figure.subplots_adjust(left=0.08, right=0.98, bottom=0.15, top=0.9, wspace=0.18)
+    figure = Figure(figsize=(_PANEL * (1 + len(curves)), 3.6), layout="constrained")
+    first, *others = figure.subplots(1, 1 + len(curves), squeeze=False)[0]
     steps, loss = record.train_series("loss")
     if loss:
-        left.plot(steps, loss, color="#0072b2", alpha=0.35, linewidth=1)
-        left.plot(steps, smoothed(loss)[0], color="#0072b2", label="training")
-    for axes, name, label, colour in ((left, _LOSS, "validation", "#d55e00"), (right, _ERROR, "held-out episodes", "#00855f")):
-        x, y = record.eval_series(name)
-        if y:
-            axes.plot(x, y, marker="o", markersize=4, color=colour, label=label)
-    for axes, title in ((left, "Loss"), (right, "Error of sampled actions, normalised units")):
-        axes.set_title(title, fontsize=11, loc="left")
-        axes.set_xlabel("optimiser steps")
-        axes.grid(visible=True, alpha=0.25)
-        if axes.lines:
-            axes.legend(frameon=False)
+        first.plot(steps, loss, color="#0072b2", alpha=0.35, linewidth=1)
+        first.plot(steps, smoothed(loss)[0], color="#0072b2", label="training")
+    _panel(record, first, "Loss", {_LOSS: "validation"}, ("#d55e00",))
+    for axes, curve in zip(others, curves, strict=True):
+        _panel(record, axes, curve.title, curve.lines, _COLOURS)
     if loss and min(loss) > 0:
-        left.set_yscale("log")
+        first.set_yscale("log")
     path = record.folder / CURVE_FILE
     FigureCanvasAgg(figure).print_png(str(path))  # type: ignore[no-untyped-call]
     return path
 
 
-def _context(record: RunRecord) -> dict[str, Any]:
+def _panel(record: RunRecord, axes: Axes, title: str, lines: Mapping[str, str], colours: Sequence[str]) -> None:
+    for (name, label), colour in zip(lines.items(), cycle(colours), strict=False):
+        x, y = record.eval_series(name)
+        if y:
+            axes.plot(x, y, marker="o", markersize=4, color=colour, label=label)
+    axes.set_title(title, fontsize=11, loc="left")
+    axes.set_xlabel("optimiser steps")
+    axes.grid(visible=True, alpha=0.25)
+    if axes.lines:
+        axes.legend(frameon=False)
+
+
+def _context(record: RunRecord, job: type[Training]) -> dict[str, Any]:
     planned = record.config.get("steps", record.updates)
     seconds = record.train_series("seconds")[1]
     return {
+        "title": job.title,
         "name": record.folder.resolve().name,
         "done": record.updates,
         "planned": planned,
         "seconds": seconds[-1] if seconds else 0.0,
-        "facts": _facts(record.config),
+        "facts": _facts(record.config, job.shown),
         "notes": record.notes,
-        "charts": _charts(record),
-        "data": _data(record.folder),
+        "charts": _charts(record, job.curves),
+        "data": _data(record.folder, job),
         "config": yaml.safe_dump(record.config, sort_keys=False, allow_unicode=True) if record.config else "",
     }
 
 
-def _facts(config: dict[str, Any]) -> dict[str, Any]:
-    """The classes that make up the policy (``network``: ``ActionUNet``) and its sizes."""
-    shown = {name: config[name] for name in _SHOWN if name in config}
+def _facts(config: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """The classes that make up the model (``network``: ``ActionUNet``) and its sizes."""
+    shown = {name: config[name] for name in names if name in config}
     return {name: value["target"].rsplit(".", 1)[-1] if isinstance(value, dict) else value for name, value in shown.items()}
 
 
-def _charts(record: RunRecord) -> list[Chart]:
+def _charts(record: RunRecord, measured: Sequence[Curve]) -> list[Chart]:
     steps, loss = record.train_series("loss")
     window = f" Bold: mean over {smoothed(loss)[1]} lines." if len(loss) >= SMOOTH_FROM else ""
     held_out = record.eval_series(_LOSS)
@@ -105,13 +117,13 @@ def _charts(record: RunRecord) -> list[Chart]:
     charts = [
         _chart("Loss", f"Logarithmic; validation with the averaged weights on episodes that were held out.{window}", curves, log=True)
     ]
-    error = record.eval_series(_ERROR)
-    if error[0]:
-        line = Line(name="error", x=error[0], y=error[1], markers=True, colour=_GREEN)
-        note = (
-            "Root-mean-square distance of sampled from demonstrated actions over the executed steps, normalised units. Several ways to act "
-        )
-        charts.append(_chart("Action error", f"{note}leave an error however good the policy.", [line]))
+    for curve in measured:
+        series = {label: record.eval_series(name) for name, label in curve.lines.items()}
+        if any(x for x, _ in series.values()):
+            lines = [
+                Line(name=label, x=x, y=y, markers=True, colour=_GREEN + place) for place, (label, (x, y)) in enumerate(series.items())
+            ]
+            charts.append(_chart(curve.title, curve.note, lines))
     rate = record.train_series("lr")
     charts.append(_chart("Learning rate", "As the schedule gave it.", [Line(name="rate", x=rate[0], y=rate[1], smooth=False)]))
     return charts
@@ -121,8 +133,8 @@ def _chart(title: str, note: str, lines: list[Line], *, log: bool = False) -> Ch
     return Chart(title=title, note=note, svg=Markup(line_chart(lines, x_label="optimiser steps", log=log)))
 
 
-def _data(folder: Path) -> dict[str, Any]:
+def _data(folder: Path, job: type[Training]) -> dict[str, Any]:
     try:
-        return dict(read_training(folder)["data"])
+        return dict(job.kind.read_training(folder)["data"])
     except CheckpointError:
         return {}

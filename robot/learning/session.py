@@ -1,4 +1,4 @@
-"""One run of behaviour cloning: its set-up, its loop, and what it writes."""
+"""One training run on demonstrations: its set-up, its loop, and what it writes."""
 
 from __future__ import annotations
 
@@ -19,21 +19,17 @@ from flowrl.train.ema import WeightAverage
 from flowrl.train.metrics import MetricsLog, read_metrics
 from flowrl.train.resume import CONFIG_FILE, refuse_other_config, starting_point
 from flowrl.train.signals import Stopped, StopRequest
-from robot.learning.checkpoint import POLICY_FILE, save_policy
-from robot.learning.imitator import Draws, Imitator, start_accelerator
-from robot.learning.material import Batches, Material
-from robot.learning.progress import CloningSummary, Progress
-from robot.learning.recipe import Recipe
-from robot.learning.validation import validate
+from robot.learning.material import Batches
+from robot.learning.processes import start_accelerator
+from robot.learning.progress import Progress, TrainingSummary
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from torch import Tensor
+    from torch import Tensor, nn
 
-    from robot.learning.cloning import BehaviourCloning
-    from robot.learning.encoders import ObservationEncoder
+    from robot.learning.lesson import Training
 
 __all__ = ["Session"]
 
@@ -44,9 +40,9 @@ logger = logging.getLogger("flowrl.robot.learning")
 
 
 class Session:
-    """The mutable side of :class:`robot.learning.BehaviourCloning`."""
+    """The mutable side of a :class:`robot.learning.lesson.Training`: one loop for behaviour cloning and all jobs like it."""
 
-    def __init__(self, job: BehaviourCloning, *, resume: bool) -> None:
+    def __init__(self, job: Training, *, resume: bool) -> None:
         """Check everything that can be checked cheaply, then load the demonstrations.
 
         Args:
@@ -59,15 +55,14 @@ class Session:
         self.checkpoints = CheckpointFolder(root=job.folder / "checkpoints", keep=job.keep_checkpoints)
         found = starting_point(job.folder, self.checkpoints, resume=resume, checkpoint_every=job.checkpoint_every)
         checkpoint = cast("Path | None", broadcast_object_list([found])[0])
-        self.material = Material.of(job)
-        self.recipe = self._recipe()
+        self.lesson = job.lesson()
         self._prepare()
         if checkpoint is not None:
             self._load(checkpoint)
         self._saved = None if checkpoint is None else self.progress.step
         self._log: MetricsLog | None = None
 
-    def loop(self) -> CloningSummary:
+    def loop(self) -> TrainingSummary:
         """Step, validate, save, until all steps are done."""
         self._open()
         job, progress, is_main = self.job, self.progress, self.accelerator.is_main_process
@@ -87,42 +82,25 @@ class Session:
         self.accelerator.end_training()
         return summary
 
-    def _recipe(self) -> Recipe:
-        job = self.job
-        return Recipe(
-            process=job.process,
-            encoder=job.encoder,
-            network=job.network,
-            sensors={name: stats.shape for name, stats in self.material.sensors.items()},
-            action=self.material.action,
-            horizon=job.horizon,
-            first=job.present,
-            execute=job.execute,
-            sampling=job.sampling,
-            name=job.name or job.folder.resolve().name,
-        )
-
     def _prepare(self) -> None:
         """Build the networks and everything that moves them."""
         job, accelerator = self.job, self.accelerator
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(job.seed)
-            encoder, network = self.recipe.build(self.material.sensors)
-        module = Imitator(job.process, encoder, network).to(accelerator.device).train()
+            module = self.lesson.begin(accelerator.device).train()
         self.parameters = list(module.parameters())
         optimizer, self.schedule = job.optimizer.build(self.parameters, job.steps)
         self.prepared, self.optimizer = accelerator.prepare(module, optimizer)
         self.average = None if job.ema_decay is None else WeightAverage(self.parameters, job.ema_decay)
-        self.progress = Progress(data=self.material.facts["sha256"])
+        self.progress = Progress(data=self.lesson.facts["sha256"])
         kept = [self.progress, self.schedule, self.average]
         accelerator.register_for_checkpointing(*[item for item in kept if item is not None])
-        self.windows = self.material.train.to(accelerator.device)
-        self.batches = Batches(len(self.windows), job.batch_size, job.seed)
+        self.batches = Batches(self.lesson.examples, job.batch_size, job.seed)
 
     @property
-    def module(self) -> Imitator:
+    def module(self) -> nn.Module:
         """The networks, without accelerate's wrapping."""
-        return cast("Imitator", self.accelerator.unwrap_model(self.prepared))
+        return cast("nn.Module", self.accelerator.unwrap_model(self.prepared))
 
     def _step(self) -> float:
         """One optimiser step; returns the loss over all processes."""
@@ -150,15 +128,9 @@ class Session:
 
     def _loss(self, step: int) -> Tensor:
         """The loss of this process's part of a batch."""
-        job, device = self.job, self.accelerator.device
         first = self.accelerator.process_index * self.share
         mine = slice(first, first + self.share)
-        rows = self.batches.rows(step)[mine]
-        shape = (job.batch_size, job.horizon, self.recipe.action.dof)
-        draws = Draws.fresh(job.process, shape, (job.seed, 2, step), augment=self.module.encoder.draws).part(mine, device)
-        data = self.material.stats.normalise(self.windows.chunks(rows))
-        seen = dict(self.windows.observation(rows).values)
-        return cast("Tensor", self.prepared(data, seen, draws.noise, draws.time, draws.augmentation).mean())
+        return self.lesson.loss(self.prepared, self.batches.rows(step)[mine], mine, step)
 
     def _record_if_due(self, rate: float, norm: float) -> None:
         progress = self.progress
@@ -166,7 +138,7 @@ class Session:
             return
         mean = sum(progress.recent) / len(progress.recent)
         progress.recent.clear()
-        epoch = progress.step * self.job.batch_size / len(self.windows)
+        epoch = progress.step * self.job.batch_size / self.lesson.examples
         line = {"loss": mean, "lr": rate, "grad_norm": norm, "epoch": epoch, "seconds": progress.seconds}
         self._record({"kind": "train", "update": progress.step - 1, **line})
 
@@ -176,11 +148,11 @@ class Session:
         self.accelerator.log({name: value for name, value in line.items() if isinstance(value, int | float)}, step=line["update"])
 
     def _validate(self) -> None:
-        """Loss and action error on held-out episodes, with the weights that are saved; on the main process."""
-        windows, step = self.material.validation, self.progress.step
-        if self._log is not None and windows is not None and not self._log.has_evaluation(step):
+        """Measures on held-out episodes, with the weights that are saved; on the main process."""
+        step = self.progress.step
+        if self._log is not None and self.lesson.facts["held_out"] and not self._log.has_evaluation(step):
             with self._released():
-                measured = validate(self.recipe, self.module, windows.to(self.accelerator.device), self.material.stats, self.job.seed)
+                measured = self.lesson.validate(self.module)
             self._record({"kind": "eval", "update": step, **{f"eval/{name}": value for name, value in measured.items()}})
         self.accelerator.wait_for_everyone()
 
@@ -199,17 +171,16 @@ class Session:
             self.accelerator.wait_for_everyone()
             self.accelerator.save_state(str(staging / "state"))
             if is_main:
-                self._save_policy(staging / POLICY_FILE)
+                self._save_model(staging / self.job.kind.name)
                 (staging / CONFIG_FILE).write_text(yaml.safe_dump(self.config, sort_keys=False), encoding="utf-8")
             self.accelerator.wait_for_everyone()
         self.accelerator.wait_for_everyone()
         self._saved = step
 
-    def _save_policy(self, path: Path) -> None:
-        encoder: ObservationEncoder = self.module.encoder
-        training = {"config": self.config, "data": self.material.facts, "steps": self.progress.step}
+    def _save_model(self, path: Path) -> None:
+        training = {"config": self.config, "data": self.lesson.facts, "steps": self.progress.step}
         with self._released():
-            save_policy(path, self.recipe, encoder, self.module.network, self.material.stats, training)
+            self.lesson.save(path, self.module, training)
 
     def _load(self, checkpoint: Path) -> None:
         check_complete(checkpoint)
@@ -232,26 +203,28 @@ class Session:
             self.job.folder.mkdir(parents=True, exist_ok=True)
             (self.job.folder / CONFIG_FILE).write_text(yaml.safe_dump(self.config, sort_keys=False), encoding="utf-8")
             self._log = MetricsLog(self.job.folder, keep_before=self.progress.step, keep_evaluation=True)
-            if self.material.validation is None:
+            if not self.lesson.facts["held_out"]:
                 logger.info("no episodes are held out: there will be no validation")
         self.accelerator.wait_for_everyone()
 
-    def _finish(self) -> CloningSummary:
-        """Publish the policy, draw the curve, write the report."""
+    def _finish(self) -> TrainingSummary:
+        """Publish the model file, draw the curve, write the report."""
         from robot.learning.report import REPORT_FILE, write_report
 
         folder, is_main = self.job.folder, self.accelerator.is_main_process
-        policy = folder / POLICY_FILE
+        kind = self.job.kind
+        published = folder / kind.name
         if is_main:
-            part = policy.with_name(POLICY_FILE + ".part")
-            shutil.copyfile(self.checkpoints.path(self.progress.step) / POLICY_FILE, part)
-            part.replace(policy)
-            write_report(folder)
+            part = published.with_name(kind.name + ".part")
+            shutil.copyfile(self.checkpoints.path(self.progress.step) / kind.name, part)
+            part.replace(published)
+            write_report(folder, type(self.job))
         self.accelerator.wait_for_everyone()
-        return CloningSummary(
+        return TrainingSummary(
             run_dir=folder,
             updates=self.progress.step,
-            checkpoint=policy,
+            checkpoint=published,
+            noun=kind.noun,
             is_main=is_main,
             report=folder / REPORT_FILE,
             measured=self._measured(),

@@ -26,7 +26,7 @@ from robot.learning.session import Session
 def _no_picture(request, monkeypatch):
     """Drawing takes longer than training here."""
     if "curve" not in request.node.name:
-        monkeypatch.setattr("robot.learning.report.write_curve", lambda record: None)
+        monkeypatch.setattr("robot.learning.report.write_curve", lambda record, curves: None)
 
 
 def lines(run: Path) -> list[dict[str, object]]:

@@ -8,7 +8,7 @@ from demos import SPEC, Given, episode, job, numbered
 from flowrl.errors import ConfigError
 from robot.demonstrations.data import Demonstrations
 from robot.learning import StateEncoder
-from robot.learning.material import Batches, Material
+from robot.learning.material import Batches
 from robot.learning.windows import Windows, sensor_stats, split_episodes
 
 
@@ -89,7 +89,7 @@ def test_every_window_is_seen_once_per_epoch_and_a_step_needs_no_memory_of_the_o
 
 def test_normalisers_come_from_the_training_episodes_alone(tmp_path):
     lengths = (3, 4, 5, 6)
-    material = Material.of(job(tmp_path, demonstrations=Given(demonstrations=numbered(*lengths)), validation_share=0.25))
+    material = job(tmp_path, demonstrations=Given(demonstrations=numbered(*lengths)), validation_share=0.25).lesson().material
     (held_out,) = {3, 4, 5, 6} - {len(part) for part in split_episodes(numbered(*lengths), 0.25, 0)[0]}
     longest = max(set(lengths) - {held_out})
     torch.testing.assert_close(material.stats.unnormalise(torch.ones(2))[1], torch.tensor(longest - 1.0))
@@ -104,9 +104,9 @@ def test_data_that_cannot_be_learned_from_are_refused(tmp_path):
     broken = numbered(3, 4)
     broken.episodes[1].actions[2, 0] = np.nan  # after the checks of an episode of its own
     with pytest.raises(ConfigError, match="actions of episode 1 are not finite at control step 2; drop the episode"):
-        Material.of(job(tmp_path, demonstrations=Given(demonstrations=broken)))
+        job(tmp_path, demonstrations=Given(demonstrations=broken)).lesson()
     with pytest.raises(ConfigError, match="needs the sensor 'stat', which the demonstrations do not have; did you mean 'state'"):
-        Material.of(job(tmp_path, encoder=StateEncoder(sensors=("stat",))))
+        job(tmp_path, encoder=StateEncoder(sensors=("stat",))).lesson()
 
 
 @pytest.mark.parametrize(("scaling", "refused"), [("mean_std", True), ("quantiles", True), ("min_max", False)])
@@ -116,6 +116,6 @@ def test_a_clip_that_would_cut_demonstrated_actions_is_refused(scaling, refused,
     made = job(tmp_path, demonstrations=Given(demonstrations=data), action_scaling=scaling)
     if refused:
         with pytest.raises(ConfigError, match=f"sampling.clip=1 would cut demonstrated actions, which reach 1.*action_scaling={scaling}"):
-            Material.of(made)
+            made.lesson()
     else:
-        assert Material.of(made).stats.scale.tolist() == pytest.approx([1.0, 1.0])
+        assert made.lesson().material.stats.scale.tolist() == pytest.approx([1.0, 1.0])
