@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from samplers.per_token import advanced
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -15,17 +17,12 @@ __all__ = ["BOUNDARIES", "Boundary"]
 Boundary = Literal["clamp", "finish", "normalise"]
 
 
-def _clamp(t: Tensor, r: Tensor, k: int, grid: Tensor) -> Tensor:
-    """``t' = max(t − r·Δ_k, 0)``: a latent may stay noisy for ever."""
-    return (grid[k + 1] + (t - grid[k]) - (r - 1) * (grid[k] - grid[k + 1])).clamp(min=0).minimum(t)
+def _finish(t: Tensor, r: Tensor, grid: Tensor, k: int) -> Tensor:
+    """As :func:`samplers.per_token.advanced`, but the last step ends at 0 whatever the multiplier."""
+    return torch.zeros_like(t) if k == len(grid) - 2 else advanced(t, r, grid, k)
 
 
-def _finish(t: Tensor, r: Tensor, k: int, grid: Tensor) -> Tensor:
-    """As :func:`_clamp`, but the last step ends at 0 whatever the multiplier."""
-    return torch.zeros_like(t) if k == len(grid) - 2 else _clamp(t, r, k, grid)
-
-
-def _normalise(t: Tensor, r: Tensor, k: int, grid: Tensor) -> Tensor:
+def _normalise(t: Tensor, r: Tensor, grid: Tensor, k: int) -> Tensor:
     """``t' = t·T_{k+1} / (r·Δ_k + T_{k+1})``: the multiplier is measured against what remains of the shared schedule.
 
     A latent goes the share of its way that this step has if it is taken at pace ``r`` and the remaining ones at pace 1. The last step ends
@@ -36,5 +33,5 @@ def _normalise(t: Tensor, r: Tensor, k: int, grid: Tensor) -> Tensor:
     return torch.where(way > 0, grid[k + 1] * (t / way), torch.zeros_like(t)).minimum(t)
 
 
-BOUNDARIES: dict[str, Callable[[Tensor, Tensor, int, Tensor], Tensor]] = {"clamp": _clamp, "finish": _finish, "normalise": _normalise}
-"""``(times, multipliers, step, grid (steps + 1,)) -> next times``, all float64."""
+BOUNDARIES: dict[str, Callable[[Tensor, Tensor, Tensor, int], Tensor]] = {"clamp": advanced, "finish": _finish, "normalise": _normalise}
+"""``(times, multipliers, shared grid (steps + 1,), step) -> next times``, all float64."""

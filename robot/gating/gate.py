@@ -177,7 +177,7 @@ class Gate(nn.Module, ABC):
         """
         run = FixedLatents(state) if isinstance(state, Tensor) else state
         self._check(run)
-        times, action_times, drawn = [run.times], [self._action_time(run)], []
+        times, action_times, drawn = [run.times], [run.action_time], []
         for k in range(self.steps):
             view = View.of(run)
             decision = self.decide(view)
@@ -186,9 +186,9 @@ class Gate(nn.Module, ABC):
             run.advance(*self._next_times(run, u))
             drawn.append((u, decision.log_prob(u), counts, view.latents))
             times.append(run.times)
-            action_times.append(self._action_time(run))
+            action_times.append(run.action_time)
         u, log_prob, counts, latents = (torch.stack(part, dim=1) for part in zip(*drawn, strict=True))
-        seen = {"latents": latents, "observed": run.observed[:, -1]} if self.looks else {}
+        seen = {"latents": latents, "observed": view.observed} if self.looks else {}
         return GateRecord(
             times=torch.stack(times), action_times=torch.stack(action_times), decisions=u, log_prob=log_prob, counts=counts, **seen
         )
@@ -232,20 +232,15 @@ class Gate(nn.Module, ABC):
         """Move every time by its multiplier."""
         k, r = state.step, multiplier(u.double())
         grid = self._grid.to(u.device)
-        frames = BOUNDARIES[self.settings.boundary](state.times, r[:, : self.frames], k, grid)
+        frames = BOUNDARIES[self.settings.boundary](state.times, r[:, : self.frames], grid, k)
         if self.settings.action == "shared":
             return frames, grid[k + 1]
         boundary = "finish" if self.settings.boundary == "clamp" else self.settings.boundary
-        return frames, BOUNDARIES[boundary](self._action_time(state), r[:, -1], k, grid)
-
-    @staticmethod
-    def _action_time(state: State) -> Tensor:
-        """``(batch,)``."""
-        return View.of(state).action_time
+        return frames, BOUNDARIES[boundary](state.action_time, r[:, -1], grid, k)
 
     def _counts(self, state: State, k: int) -> Tensor:
         """See :attr:`GateRecord.counts`."""
-        times = state.times if self.settings.action == "shared" else torch.cat([state.times, self._action_time(state)[:, None]], dim=1)
+        times = state.times if self.settings.action == "shared" else torch.cat([state.times, state.action_time[:, None]], dim=1)
         return (times > 0) & (k < self.steps - 1)
 
     def _check(self, state: State) -> None:

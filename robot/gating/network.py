@@ -22,7 +22,7 @@ class GateNetwork(nn.Module):
     """A gating policy network as in arXiv:2605.07794, reconstructed.
 
     Tokens are encoded and pooled over space; a squeeze-and-excite gate weighs a frame's features, a learned gate mixes in the observed
-    frame; layers of attention over frames; then the times; last, a head over a pooled summary and all frames. Its last layer starts at zero.
+    frame; layers of attention over frames; then the times; last, a head over a pooled summary and all frames, whose last layer is zero.
     """
 
     def __init__(self, frames: int, tokens: int, channels: int, *, columns: int, width: int, layers: int, heads: int) -> None:

@@ -21,7 +21,10 @@ _WITHOUT_TOKENS = 3  # axes of latents (batch, frame, channel)
 class State(Protocol):
     """A chunk under way, as far as gates are concerned; :class:`robot.world.denoising.Denoising` is one."""
 
-    step: int
+    @property
+    def step(self) -> int:
+        """Steps taken."""
+        ...
 
     @property
     def latents(self) -> Tensor:
@@ -29,7 +32,7 @@ class State(Protocol):
         ...
 
     @property
-    def observed(self) -> Tensor:
+    def observed(self) -> Tensor | None:
         """Clean frames seen, ``(batch, observed, token, channel)``, oldest first."""
         ...
 
@@ -40,10 +43,10 @@ class State(Protocol):
 
     @property
     def action_time(self) -> Tensor:
-        """Of the actions, float64 ``()`` or ``(batch,)``."""
+        """Of the actions, float64 ``(batch,)``."""
         ...
 
-    def advance(self, frame_times: Tensor, action_time: Tensor) -> object:
+    def advance(self, times: Tensor, action_time: Tensor) -> object:
         """Go to new times, none later than the present ones."""
         ...
 
@@ -58,14 +61,14 @@ class FixedLatents:
             latents: ``(batch, frame, token, channel)`` or ``(batch, frame, channel)``; nothing was observed.
         """
         self.latents = latents.unsqueeze(2) if latents.ndim == _WITHOUT_TOKENS else latents
-        self.observed = torch.zeros_like(self.latents[:, :1])
+        self.observed = None
         self.times = torch.ones(latents.shape[:2], dtype=torch.float64, device=latents.device)
-        self.action_time = torch.ones((), dtype=torch.float64, device=latents.device)
+        self.action_time = self.times[:, 0]
         self.step = 0
 
-    def advance(self, frame_times: Tensor, action_time: Tensor) -> None:
+    def advance(self, times: Tensor, action_time: Tensor) -> None:
         """Only the times move."""
-        self.times, self.action_time, self.step = frame_times, action_time, self.step + 1
+        self.times, self.action_time, self.step = times, action_time.expand(len(times)), self.step + 1
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ class View:
         latents: Noisy frames ``(batch, frame, token, channel)``.
         times: Theirs, ``(batch, frame)``.
         action_time: ``(batch,)``; on a shared schedule it tells the step.
-        observed: The newest clean frame, ``(batch, token, channel)``.
+        observed: The newest clean frame, ``(batch, token, channel)``; zeros where none is shown.
     """
 
     latents: Tensor
@@ -87,8 +90,8 @@ class View:
     @classmethod
     def of(cls, state: State) -> View:
         """Of a chunk under way."""
-        action_time = torch.as_tensor(state.action_time, dtype=state.times.dtype, device=state.times.device)
-        return cls(state.latents, state.times, action_time.expand(len(state.times)), state.observed[:, -1])
+        observed = torch.zeros_like(state.latents[:, 0]) if state.observed is None else state.observed[:, -1]
+        return cls(state.latents, state.times, state.action_time, observed)
 
 
 @dataclass(frozen=True, kw_only=True)
