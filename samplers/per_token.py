@@ -47,7 +47,8 @@ def advanced(t: Tensor, multiplier: Tensor, shared: Tensor, step: int) -> Tensor
         Times after the step, in [0, ``t``].
     """
     lag = t - shared[step] + (1 - multiplier) * (shared[step] - shared[step + 1])
-    return torch.minimum((shared[step + 1] + lag).clamp_min(0), t)
+    later = torch.minimum((shared[step + 1] + lag).clamp_min(0), t)
+    return torch.where(multiplier == 0, t, later)  # a token that stays does so to the last bit
 
 
 @dataclass(frozen=True, eq=False)

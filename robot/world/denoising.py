@@ -174,7 +174,7 @@ class Denoising:
         now, then = self.layout.times(self.times, self.action_time), self.layout.times(later, action)
         velocity = self._velocity(now.to(self.x.dtype), actions_move=bool((action < self.action_time).any()))
         self.x = ODE().transition(velocity, self.x, now.to(self.x.dtype), then.to(self.x.dtype)).mean
-        self._stale |= (later != self.times).any(dim=1)
+        self._stale = (later != self.times).any(dim=1)
         self.times, self.action_time = later, action
         self.step += 1
 
@@ -186,7 +186,6 @@ class Denoising:
             return self.field(self.x, times, self.condition)
         self.video_rows += int(self._stale.sum())
         self._watched = self.field.watch(self.x, times, self.condition, self._watched, self._stale)
-        self._stale = torch.zeros_like(self._stale)
         if not actions_move:
             return self.layout.pack(self._watched.velocity, torch.zeros_like(self.actions))
         self.action_rows += len(self)

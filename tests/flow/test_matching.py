@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from flowrl.flow import Condition, flow_matching_loss, logit_normal_times
+from flowrl.flow import Condition, flow_matching_error, flow_matching_loss, logit_normal_times
 from flowrl.testing import GaussianField
 
 
@@ -74,3 +74,10 @@ def test_logit_normal_times_have_the_logit_they_were_asked_for():
     assert logit.mean().item() == pytest.approx(0.5, abs=0.02)
     assert logit.std().item() == pytest.approx(1.5, abs=0.02)
     assert times.median().item() == pytest.approx(1 / (1 + math.exp(-0.5)), abs=0.01)
+
+
+def test_errors_entry_by_entry_by_hand_with_a_time_per_token():
+    """Data 1, noise 3: at t = (0, 0.5) the states are (1, 2). A field that returns the state is off the velocity 2 by (−1, 0)."""
+    data, noise = torch.ones(1, 2, 1), torch.full((1, 2, 1), 3.0)
+    error = flow_matching_error(lambda x, t, c: x, data, noise, torch.tensor([[0.0, 0.5]]), Condition(rows=1))
+    torch.testing.assert_close(error, torch.tensor([[[1.0], [0.0]]]))

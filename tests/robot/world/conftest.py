@@ -1,0 +1,28 @@
+"""Fixtures of small world-action networks; ``small_worlds`` is importable beside this file."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from flowrl.flow import Condition
+
+sys.path.insert(0, str(Path(__file__).parent))  # small_worlds.py
+from small_worlds import LAYOUT, ROWS, network
+
+
+@pytest.fixture(params=[True, False], ids=["frames see actions", "frames do not"])
+def either_network(request):
+    return network(video_sees_action=request.param).eval().requires_grad_(requires_grad=False)
+
+
+@pytest.fixture
+def noise():
+    return LAYOUT.noise(ROWS, torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def condition():
+    generator = torch.Generator().manual_seed(2)
+    return Condition({"observed": torch.randn(ROWS, 1, 2, 3, generator=generator), "features": torch.randn(ROWS, 3, generator=generator)})
