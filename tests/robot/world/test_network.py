@@ -21,7 +21,6 @@ def test_scalar_batch_and_per_token_times_agree_when_they_are_equal(either_netwo
     assert torch.equal(field(noise, 0.3, condition), expected)
 
 
-@pytest.mark.parametrize("row", range(4), ids=["frame 0", "frame 1", "frame 2", "actions"])
 def test_observed_frames_are_told_that_they_are_clean(either_network, noise, condition):
     told = []
     either_network.video.time.register_forward_pre_hook(lambda _, times: told.append(times[0]))
@@ -29,6 +28,7 @@ def test_observed_frames_are_told_that_they_are_clean(either_network, noise, con
     torch.testing.assert_close(told[0], torch.tensor([[0.0, 300.0, 300.0, 300.0]]).expand(ROWS, -1))
 
 
+@pytest.mark.parametrize("row", range(4), ids=["frame 0", "frame 1", "frame 2", "actions"])
 def test_every_row_has_a_time_of_its_own(either_network, noise, condition, row):
     times = torch.full((ROWS, 4), 0.5)
     later = times.clone()
