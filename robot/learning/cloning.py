@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
-from flowrl.errors import ConfigError
 from robot.composition import Sampling
 from robot.demonstrations.data import DemonstrationSource
 from robot.learning.blocks import NetworkConfig
@@ -14,7 +13,7 @@ from robot.learning.encoders import EncoderConfig
 from robot.learning.files import FileKind
 from robot.learning.imitator import Draws, Imitator
 from robot.learning.lesson import Curve, Lesson, Training
-from robot.learning.material import Cut, Material
+from robot.learning.material import Cut, Material, check_clip
 from robot.learning.process import Process
 from robot.learning.recipe import Recipe, check_chunk
 from robot.learning.validation import validate
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
 
 
 __all__ = ["BehaviourCloning"]
-
-_ROUNDING = 1e-4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +94,7 @@ class _Imitation(Lesson):
     def __init__(self, job: BehaviourCloning) -> None:
         cut = Cut(sensors=job.encoder.needs, horizon=job.horizon, history=job.encoder.history, first=job.present)
         self.material = Material.of(job.demonstrations.load(), cut, job)
-        _check_clip(job, self.material)
+        check_clip(self.material, job.sampling.clip, f"action_scaling={job.action_scaling}", "sampling.clip")
         self.facts, self.examples = self.material.facts, len(self.material.train)
         self._job, self._windows, self._augment = job, self.material.train, 0
         self._recipe = Recipe(
@@ -139,13 +136,3 @@ class _Imitation(Lesson):
         """See :class:`Lesson`."""
         imitator = cast("Imitator", module)
         save_policy(path, self._recipe, imitator.encoder, imitator.network, self.material.stats, training)
-
-
-def _check_clip(job: BehaviourCloning, material: Material) -> None:
-    """A clip that cuts actions which the policy is to imitate would bias it."""
-    clip, reach = job.sampling.clip, float(material.stats.normalise(material.train.actions).abs().max())
-    if clip is not None and reach > clip * (1 + _ROUNDING):
-        raise ConfigError(
-            f"sampling.clip={clip:g} would cut demonstrated actions, which reach {reach:.3g} after action_scaling={job.action_scaling}; "
-            f"set sampling.clip to null or at least {reach:.3g}, or use action_scaling=min_max"
-        )

@@ -20,7 +20,7 @@ from robot.normalise import NormStats
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["FileKind", "load_parts", "module_tensors", "read_stats", "stats_tensors"]
+__all__ = ["FileKind", "digest", "load_parts", "module_tensors", "read_stats", "stats_tensors"]
 
 _VERSION = 1
 _SHOWN = 2  # lines of torch's message
@@ -74,7 +74,7 @@ class FileKind:
 
         kept = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
         card: dict[str, Any] = {"version": _VERSION, "recipe": describe(recipe), "training": describe(training or {})}
-        card["sha256"] = _digest(kept, card)
+        card["sha256"] = digest(kept, card)
         part = path.with_name(path.name + ".part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,7 +97,7 @@ class FileKind:
 
         path = self.find(path)
         card, tensors = self._card(path), load_file(path)
-        if _digest(tensors, card) != card["sha256"]:
+        if digest(tensors, card) != card["sha256"]:
             raise CheckpointError(f"{path} was altered after it was written: its fingerprint does not fit; copy it again, or train again")
         return self._recipe(path, card), tensors
 
@@ -200,8 +200,13 @@ def read_stats(path: Path, tensors: Mapping[str, Tensor]) -> NormStats:
         raise CheckpointError(f"{path} holds no normaliser of actions that can be used: {error}; train again") from error
 
 
-def _digest(tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> str:
-    """Fingerprint of the weights, and of all that the card says but the fingerprint itself."""
+def digest(tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> str:
+    """SHA-256 of weights, and of all that a card says but the fingerprint itself.
+
+    Args:
+        tensors: By name, on the CPU.
+        card: JSON-like.
+    """
     said = {name: value for name, value in card.items() if name != "sha256"}
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
     for name, value in sorted(tensors.items()):

@@ -45,8 +45,16 @@ class Lesson(ABC):
         examples: How many there are to train on.
     """
 
+    source: ClassVar[str] = "demonstrations"
+    """What the fingerprint is of, for messages."""
+
     facts: Mapping[str, Any]
     examples: int
+
+    @property
+    def fingerprint(self) -> str:
+        """Of everything that is learned from and not in the configuration; a resumed run must find the same."""
+        return str(self.facts["sha256"])
 
     @abstractmethod
     def begin(self, device: torch.device) -> nn.Module:

@@ -19,7 +19,9 @@ from robot.types import ActionSpec
 if TYPE_CHECKING:
     from robot.demonstrations.data import Demonstrations, Episode
 
-__all__ = ["Batches", "Choices", "Cut", "Material"]
+__all__ = ["Batches", "Choices", "Cut", "Material", "check_clip"]
+
+_ROUNDING = 1e-4
 
 
 class Choices(Protocol):
@@ -156,6 +158,26 @@ def _check_finite(index: int, episode: Episode, needs: Sequence[str]) -> None:
         frames = torch.as_tensor(values)
         if frames.is_floating_point() and not bool((good := frames.flatten(1).isfinite().all(1)).all()):
             raise ConfigError(f"{name} of episode {index} are not finite at control step {int((~good).nonzero()[0])}; drop the episode")
+
+
+def check_clip(material: Material, clip: float | None, scaling: str, place: str) -> None:
+    """Refuse a clip that cuts actions which a policy is to imitate: it would bias them.
+
+    Args:
+        material: What is imitated.
+        clip: Bound on normalised actions; None for none.
+        scaling: How they were normalised, for the message.
+        place: Of the clip in the configuration, for the message.
+
+    Raises:
+        ConfigError: If it does.
+    """
+    reach = float(material.stats.normalise(material.train.actions).abs().max())
+    if clip is not None and reach > clip * (1 + _ROUNDING):
+        raise ConfigError(
+            f"{place}={clip:g} would cut demonstrated actions, which reach {reach:.3g} after {scaling}; "
+            f"set {place} to null or at least {reach:.3g}, or use action_scaling=min_max"
+        )
 
 
 def _facts(demonstrations: Demonstrations, held_out: int) -> dict[str, Any]:

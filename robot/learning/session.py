@@ -92,7 +92,7 @@ class Session:
         optimizer, self.schedule = job.optimizer.build(self.parameters, job.steps)
         self.prepared, self.optimizer = accelerator.prepare(module, optimizer)
         self.average = None if job.ema_decay is None else WeightAverage(self.parameters, job.ema_decay)
-        self.progress = Progress(data=self.lesson.facts["sha256"])
+        self.progress = Progress(data=self.lesson.fingerprint)
         kept = [self.progress, self.schedule, self.average]
         accelerator.register_for_checkpointing(*[item for item in kept if item is not None])
         self.batches = Batches(self.lesson.examples, job.batch_size, job.seed)
@@ -192,7 +192,7 @@ class Session:
             raise CheckpointError(f"the state in {checkpoint} cannot be restored: {error}; start again in another run_dir") from error
         if self.progress.data != data:
             raise CheckpointError(
-                f"{checkpoint} was trained on other demonstrations (sha256 {self.progress.data[:12]}… instead of {data[:12]}…); "
+                f"{checkpoint} was trained on other {self.lesson.source} (sha256 {self.progress.data[:12]}… instead of {data[:12]}…); "
                 "put them back, or choose another run_dir"
             )
 

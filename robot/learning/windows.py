@@ -84,7 +84,7 @@ class Windows:
         Args:
             rows: ``(batch,)`` integer.
         """
-        return Observation(self._at(self.seen[rows.to(self.seen.device)]))
+        return Observation(self.at(self.seen[rows.to(self.seen.device)]))
 
     def future(self, rows: Tensor) -> dict[str, Tensor]:
         """The frames ahead of some windows, by sensor ``(batch, ahead, ...)``; pictures in [0, 1].
@@ -92,7 +92,7 @@ class Windows:
         Args:
             rows: ``(batch,)`` integer.
         """
-        return self._at(self.later[rows.to(self.later.device)])
+        return self.at(self.later[rows.to(self.later.device)])
 
     def chunks(self, rows: Tensor) -> Tensor:
         """The actions of some windows, ``(batch, horizon, dof)``, physical units.
@@ -102,14 +102,19 @@ class Windows:
         """
         return self.actions[self.done[rows.to(self.done.device)]]
 
+    def at(self, places: Tensor) -> dict[str, Tensor]:
+        """Frames by sensor, ``(…, frame)`` for places of any shape; pictures in [0, 1].
+
+        Args:
+            places: Index into ``frames``.
+        """
+        values = {name: frames[places] for name, frames in self.frames.items()}
+        return {name: value.float() / 255 if value.dtype == torch.uint8 else value for name, value in values.items()}
+
     def to(self, device: torch.device | str) -> Windows:
         """On another device."""
         frames = {name: value.to(device) for name, value in self.frames.items()}
         return replace(self, frames=frames, **{name: getattr(self, name).to(device) for name in ("actions", "seen", "done", "later")})
-
-    def _at(self, index: Tensor) -> dict[str, Tensor]:
-        values = {name: frames[index] for name, frames in self.frames.items()}
-        return {name: value.float() / 255 if value.dtype == torch.uint8 else value for name, value in values.items()}
 
 
 def sensor_stats(episodes: Sequence[Episode]) -> dict[str, SensorStats]:
