@@ -9,7 +9,7 @@ import torch
 
 from flowrl.errors import ConfigError
 from robot.gating.gate import Gate, GateConfig
-from robot.learning.files import FileKind, fingerprint, load_parts, module_tensors, stats_tensors
+from robot.learning.files import FileKind, digest, load_parts, module_tensors, stats_tensors
 from robot.policies import PolicySource
 
 if TYPE_CHECKING:
@@ -77,14 +77,12 @@ class NoiseGateFile:
             raise ConfigError(f"{path} does not say which model it was trained on; set model, such as a robot.WorldActionFile")
         model = _world_action_model(source, device)
         if not self.transfer and recipe.model_sha256 and model_fingerprint(model) != recipe.model_sha256:
-            raise ConfigError(
-                f"{path} was trained on a model of other weights; set model to that one, or transfer to true to try it on this"
-            )
+            raise ConfigError(f"{path} was trained on other weights; set model to those, or transfer to true to try it on these")
         layout = model.layout
         if (layout.frames, layout.tokens, layout.channels) != (recipe.frames, recipe.tokens, recipe.channels):
             raise ConfigError(
-                f"{path} reads {recipe.frames} latents of {recipe.tokens} × {recipe.channels} numbers, the model predicts {layout.frames} of "
-                f"{layout.tokens} × {layout.channels}; train a gate on that model"
+                f"{path} reads {recipe.frames} latents of {recipe.tokens} × {recipe.channels} numbers, the model predicts "
+                f"{layout.frames} of {layout.tokens} × {layout.channels}; train a gate on that model"
             )
         return model.with_schedule(load_gate(path, device))
 
@@ -146,7 +144,8 @@ def model_fingerprint(model: WorldActionModel) -> str:
         model: On any device.
     """
     modules = {"codec": model.codec, "network": model.network} | ({} if model.encoder is None else {"encoder": model.encoder})
-    return fingerprint(module_tensors(modules) | stats_tensors(model.stats))
+    tensors = module_tensors(modules) | stats_tensors(model.stats)
+    return digest({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, {})
 
 
 def _world_action_model(source: PolicySource, device: str) -> WorldActionModel:
