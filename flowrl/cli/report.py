@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import argparse
 
-    from robot.learning.lesson import Training
 
 __all__ = ["add_arguments", "run"]
 
@@ -36,25 +35,25 @@ def _write(folder: Path) -> Path:
     Raises:
         ConfigError: If the folder holds episodes of a rollout or a composition, whose own command writes the page.
     """
+    from flowrl.config.targets import find_target
     from flowrl.errors import ConfigError
     from flowrl.train.record import read_record
+    from robot.gating import GateTraining
+    from robot.learning.lesson import Training
 
     if (folder / "episodes.jsonl").is_file():
         raise ConfigError(f"{folder} holds episodes; the page is {folder / 'report.html'}: the same command with --resume writes it again")
-    job = _training(read_record(folder).config.get("target"))
-    if job is not None:
+    target = read_record(folder).config.get("target")
+    job = None if target is None else find_target(target, "config.target")
+    if isinstance(job, type) and issubclass(job, Training):
         from robot.learning.report import write_report as write_training_report
 
         return write_training_report(folder, job)
+    if job is GateTraining:
+        from robot.gating.report import REPORT_FILE
+        from robot.gating.report import write_report as write_gate_report
+
+        return write_gate_report(folder).folder / REPORT_FILE
     from flowrl.train.report import write_report
 
     return write_report(folder)
-
-
-def _training(target: str | None) -> type[Training] | None:
-    """The class of a job that trained on demonstrations; None of any other."""
-    from flowrl.config.targets import find_target
-    from robot.learning.lesson import Training
-
-    found = None if target is None else find_target(target, "config.target")
-    return found if isinstance(found, type) and issubclass(found, Training) else None

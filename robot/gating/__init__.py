@@ -2,6 +2,21 @@
 
 from robot.gating.decision import Decision, multiplier
 from robot.gating.gate import Gate, GateConfig, GateSettings
+from robot.gating.proxy import ActionErrorWarmUp
 from robot.gating.record import GateRecord, View
+from robot.gating.rewards import EpisodeReward, OutcomeReward
+from robot.gating.training import GateTraining
 
-__all__ = ["Decision", "Gate", "GateConfig", "GateRecord", "GateSettings", "View", "multiplier"]
+__all__ = [
+    "ActionErrorWarmUp",
+    "Decision",
+    "EpisodeReward",
+    "Gate",
+    "GateConfig",
+    "GateRecord",
+    "GateSettings",
+    "GateTraining",
+    "OutcomeReward",
+    "View",
+    "multiplier",
+]
