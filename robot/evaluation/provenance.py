@@ -11,7 +11,7 @@ from typing import Any
 
 from flowrl.errors import CheckpointError, ConfigError
 from flowrl.train.describe import differences
-from robot.learning.checkpoint import PolicyFile, find_policy
+from robot.learning.files import NamesFile
 
 __all__ = ["checkpoint_hashes", "git_revision", "refuse_another_run", "sha256_of"]
 
@@ -75,10 +75,12 @@ def refuse_another_run(folder: Path, before: Mapping[str, Any], now: Mapping[str
 
 def _paths(source: object) -> Iterator[tuple[str, Path]]:
     """As written in the config, and as found."""
-    if isinstance(source, PolicyFile):
-        yield str(source.path), find_policy(source.path)
-    elif is_dataclass(source) and not isinstance(source, type):
-        for item in fields(source):
+    known = ""
+    if isinstance(source, NamesFile):
+        known = "path"
+        yield str(source.path), source.file()
+    if is_dataclass(source) and not isinstance(source, type):
+        for item in (item for item in fields(source) if item.name != known):
             value = getattr(source, item.name, None)
             if (isinstance(value, Path) or (item.name == "path" and isinstance(value, str))) and Path(value).exists():
                 yield str(value), Path(value)

@@ -54,6 +54,14 @@ class PolicyFile:
     execute: int | None = None
     data_sha256: str | None = None
 
+    def file(self) -> Path:
+        """Where it is.
+
+        Raises:
+            CheckpointError: If there is none.
+        """
+        return find_policy(self.path)
+
     def load(self, device: torch.device | str = "cpu") -> FlowPolicy:
         """The policy, ready to act.
 

@@ -7,7 +7,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +20,28 @@ from robot.normalise import NormStats
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["FileKind", "digest", "load_parts", "module_tensors", "read_stats", "stats_tensors"]
+__all__ = ["FileKind", "NamesFile", "digest", "load_parts", "module_tensors", "read_stats", "stats_tensors"]
 
 _VERSION = 1
 _SHOWN = 2  # lines of torch's message
+
+
+@runtime_checkable
+class NamesFile(Protocol):
+    """Part of a config that stands for a model file."""
+
+    @property
+    def path(self) -> str:
+        """As the config has it: the file, its folder, or a bundled one."""
+        ...
+
+    def file(self) -> Path:
+        """The file itself.
+
+        Raises:
+            CheckpointError: If there is none.
+        """
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,8 +36,9 @@ class TrainingSummary:
 
     def lines(self) -> list[str]:
         """What the command line prints."""
-        told = [f"{words(name.removeprefix('eval/')):<12} {figure(value)} on held-out episodes" for name, value in self.measured.items()]
-        return [*told, f"report       {self.report}", f"{self.noun:<12} {self.checkpoint}"]
+        told = {words(name.removeprefix("eval/")): f"{figure(value)} on held-out episodes" for name, value in self.measured.items()}
+        told |= {"report": str(self.report), self.noun: str(self.checkpoint)}
+        return [f"{name:<{max(map(len, told))}} {value}" for name, value in told.items()]
 
 
 @dataclass

@@ -169,9 +169,8 @@ class WorldActionLesson(Lesson):
         data = str(self.facts["sha256"])
         if next(codec.parameters(), None) is None:
             return data
-        return hashlib.sha256(
-            f"{data} {digest({name: value.cpu() for name, value in codec.state_dict().items()}, {})}".encode()
-        ).hexdigest()
+        weights = digest({name: value.cpu() for name, value in codec.state_dict().items()}, {})
+        return hashlib.sha256(f"{data} {weights}".encode()).hexdigest()
 
     def begin(self, device: torch.device) -> Dreamer:
         """See :class:`Lesson`."""
