@@ -25,15 +25,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import statistics
-import time
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from turns import compare, machine, markdown_rows
 
 from flowrl.shapes import seeded_generator
 from robot.composition import Sampling
@@ -52,7 +50,7 @@ from robot.search.simplex import lattice, uniform
 from robot.types import ActionSpec, Observation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -122,33 +120,6 @@ def act_weighted(policy: GPCPolicy, seeds: int, weights: torch.Tensor) -> torch.
 def act_singly(policy: GPCPolicy, seeds: int, weights: torch.Tensor) -> torch.Tensor:
     """The same, one call per weight."""
     return torch.cat([act_weighted(policy, seeds, row[None]) for row in weights])
-
-
-def take_turns(ways: Mapping[str, Callable[[], object]], turns: int) -> dict[str, list[float]]:
-    """Milliseconds of every way in every turn; the order rotates, the first turn is thrown away."""
-    taken: dict[str, list[float]] = {name: [] for name in ways}
-    names = list(ways)
-    for turn in range(turns + 1):
-        place = turn % len(names)
-        for name in names[place:] + names[:place]:
-            start = time.perf_counter()
-            ways[name]()
-            taken[name].append(1000 * (time.perf_counter() - start))
-    return {name: values[1:] for name, values in taken.items()}
-
-
-def compare(ways: Mapping[str, Callable[[], object]], turns: int, base: str) -> dict[str, dict[str, Any]]:
-    """Times, and ratios to one of the ways within each turn."""
-    taken = take_turns(ways, turns)
-    return {
-        name: {"ms": spread(values), f"ratio to {base}": spread([a / b for a, b in zip(values, taken[base], strict=True)])}
-        for name, values in taken.items()
-    }
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median and extremes."""
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
 def evaluations(policy: GPCPolicy, rows: int, weights: torch.Tensor | None = None) -> int:
@@ -307,29 +278,8 @@ def table(result: dict[str, Any]) -> str:
         f"Episodes of a search over 11 weights, {result['repeats']} simulated searches": ("search", ""),
     }
     for title, (key, note) in sections.items():
-        lines += ["", f"## {title}", "", *([note, ""] if note else []), *_rows(result[key])]
+        lines += ["", f"## {title}", "", *([note, ""] if note else []), *markdown_rows(result[key])]
     return "\n".join([*lines, ""])
-
-
-def _rows(found: list[dict[str, Any]] | dict[str, Any]) -> list[str]:
-    rows = [_flat(row) for row in ([found] if isinstance(found, dict) else found)]
-    head = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [" | ".join(row.get(name, "1") for name in head) for row in rows]  # missing: the ratio of a way to itself
-    return [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *(f"| {line} |" for line in cells)]
-
-
-def _flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    cells: dict[str, str] = {}
-    for name, value in row.items():
-        title = f"{prefix}{name}"
-        if isinstance(value, dict) and "median" in value:
-            if not (value["min"] == value["max"] == 1):  # the ratio of a way to itself
-                cells[title] = f"{value['median']:.3g} [{value['min']:.3g}, {value['max']:.3g}]"
-        elif isinstance(value, dict):
-            cells |= _flat(value, f"{name}: ")
-        else:
-            cells[title] = f"{value:.3g}" if isinstance(value, float) and abs(value) < 1000 else str(value)  # noqa: PLR2004
-    return cells
 
 
 def main() -> None:
@@ -351,7 +301,7 @@ def main() -> None:
         "vmap": vmap_cost(turns),
         "search": search_cost(arguments.repeats),
         "load_average": {"before": load_before, "after": os.getloadavg()},
-        "machine": f"{os.cpu_count()} CPU cores, 1 thread, torch {torch.__version__}, Python {platform.python_version()}",
+        "machine": machine(),
     }
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "compose_cost.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -20,6 +20,7 @@ from robot.evaluation import Job, Rollout, mcnemar_exact, newcombe_interval, run
 from robot.execution import ChunkExecutor
 from robot.gpc import Composition, GPCPolicy, MemberConfig
 from robot.learning import BehaviourCloning, Diffusion, Flow, PolicyFile, load_policy
+from robot.noise_gate import ConstantGate, ConstantGateConfig, NoiseGate, NoiseGateConfig
 from robot.normalise import NormStats
 from robot.policies import ComposablePolicy, FlowPolicy, PolicySource
 from robot.search import CompositionEvaluation, WeightSearch
@@ -42,6 +43,8 @@ __all__ = [
     "Composer",
     "Composition",
     "CompositionEvaluation",
+    "ConstantGate",
+    "ConstantGateConfig",
     "CostGuidance",
     "Demonstrations",
     "Diffusion",
@@ -56,6 +59,8 @@ __all__ = [
     "MemberConfig",
     "MetaWorld",
     "MixtureOfTransformers",
+    "NoiseGate",
+    "NoiseGateConfig",
     "NoisySensors",
     "NormStats",
     "Observation",

@@ -65,45 +65,60 @@ class JointField:
 
     def __call__(self, x_t: Tensor, t: Time, condition: Condition) -> Tensor:
         """See :class:`flowrl.flow.VelocityField`."""
-        given = condition.tensors
-        return self.network(x_t, t, given["observed"], given.get("features"), self._hidden(len(x_t)))
+        return self.network(x_t, t, *self._given(condition), self._hidden(len(x_t)))
 
-    def watch(self, x: Tensor, times: Tensor, condition: Condition, last: Watched | None, stale: Tensor) -> Watched:
-        """The video stream, evaluated for the rows whose frames moved since it was last.
+    def watch(self, x: Tensor, times: Tensor, condition: Condition, last: Watched | None, stale: Tensor) -> tuple[Watched, torch.Size]:
+        """The video stream, evaluated where frames have moved since it was last.
+
+        Rows of which no frame moved are left out; under causal attention also the frames before the first that moved.
 
         Args:
             x: Packed state.
             times: ``(batch, frame + 1)``.
             condition: One row per row of the state.
-            last: What it gave last; None evaluates every row.
-            stale: ``(batch,)`` bool, rows whose frames moved since then.
+            last: What it gave last; None evaluates everything.
+            stale: ``(batch, frame)`` bool, frames that moved since then.
+
+        Returns:
+            What it gives now, and how many rows and predicted frames of each were evaluated.
         """
-        if last is not None and not bool(stale.any()):
-            return last
-        rows = torch.arange(len(x), device=x.device) if last is None else stale.nonzero().squeeze(1)
-        given = condition[rows].tensors
-        velocity, seen = self.network.watch(x[rows], times[rows], given["observed"], given.get("features"))
-        if last is None or len(rows) == len(x):
-            return Watched(velocity=velocity, seen=seen)
-        merged = tuple(
-            (keys.index_copy(0, rows, some_keys), values.index_copy(0, rows, some_values))
-            for (keys, values), (some_keys, some_values) in zip(last.seen, seen, strict=True)
-        )
-        return Watched(velocity=last.velocity.index_copy(0, rows, velocity), seen=merged)
+        if last is None:
+            velocity, seen = self.network.watch(x, times, *self._given(condition))
+            return Watched(velocity=velocity, seen=seen), velocity.shape[:2]
+        if not bool(stale.any()):
+            return last, torch.Size((0, 0))
+        rows = stale.any(dim=1).nonzero().squeeze(1)
+        first = 0 if self.network.order is None else int(stale.any(dim=0).nonzero()[0])
+        start = self.network.observed + first if self.network.order is not None else 0
+        kept = tuple((keys[rows], values[rows]) for keys, values in last.seen)
+        velocity, seen = self.network.watch(x[rows], times[rows], *self._given(condition[rows]), kept=kept, start=start)
+        merged = last.velocity.clone()
+        merged[rows, first:] = velocity
+        return Watched(velocity=merged, seen=_put(last.seen, rows, seen)), velocity.shape[:2]
 
     def act(self, x: Tensor, times: Tensor, condition: Condition, watched: Watched) -> Tensor:
         """The action stream, ``(batch, horizon, dof)``."""
         return self.network.act(x, times, watched.seen, condition.tensors.get("features"), self._hidden(len(x)))
 
+    @staticmethod
+    def _given(condition: Condition) -> tuple[Tensor, Tensor | None]:
+        return condition.tensors["observed"], condition.tensors.get("features")
+
     def _hidden(self, rows: int) -> Tensor | None:
         return None if self.hidden is None else self.hidden.expand(rows, -1)
+
+
+def _put(into: Seen, rows: Tensor, some: Seen) -> Seen:
+    """Keys and values with some rows replaced."""
+    pairs = zip(into, some, strict=True)
+    return tuple((keys.index_copy(0, rows, k), values.index_copy(0, rows, v)) for (keys, values), (k, v) in pairs)
 
 
 class Denoising:
     """Frames and actions of a batch on their way from noise; :meth:`advance` changes it.
 
-    Where frames do not attend to actions, a row whose frames stay where they are needs no new evaluation of the video stream, and none of
-    the action stream while the actions wait: the result is the same.
+    Where frames do not attend to actions, some evaluations can be left out without changing the result: of the video stream those of rows
+    whose frames stay (under causal attention also of frames before the first that moved), of the action stream all while the actions wait.
 
     Attributes:
         field: Velocity of packed states.
@@ -113,8 +128,9 @@ class Denoising:
         times: Of the frames, float64 ``(batch, frame)``.
         action_time: Of the actions, float64 ``(batch,)``.
         step: Steps taken.
-        video_rows: Rows for which the video stream was evaluated, over all steps.
-        action_rows: Rows for which the action stream was.
+        video_rows: Rows for which the video stream was evaluated, over all steps;
+        video_frames: and predicted frames.
+        action_rows: Rows for which the action stream was evaluated, over all steps.
     """
 
     def __init__(self, field: VelocityField, layout: Layout, condition: Condition, x: Tensor, *, skip: bool = True) -> None:
@@ -130,10 +146,10 @@ class Denoising:
         self.field, self.layout, self.condition, self.x = field, layout, condition, x
         self.times = torch.ones(len(x), layout.frames, dtype=torch.float64, device=x.device)
         self.action_time = torch.ones(len(x), dtype=torch.float64, device=x.device)
-        self.step = self.video_rows = self.action_rows = 0
+        self.step = self.video_rows = self.video_frames = self.action_rows = 0
         self._skip = skip
         self._watched: Watched | None = None
-        self._stale = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        self._stale = torch.ones_like(self.times, dtype=torch.bool)
 
     def __len__(self) -> int:
         """Rows."""
@@ -174,19 +190,23 @@ class Denoising:
         now, then = self.layout.times(self.times, self.action_time), self.layout.times(later, action)
         velocity = self._velocity(now.to(self.x.dtype), actions_move=bool((action < self.action_time).any()))
         self.x = ODE().transition(velocity, self.x, now.to(self.x.dtype), then.to(self.x.dtype)).mean
-        self._stale = (later != self.times).any(dim=1)
+        self._stale = later != self.times
         self.times, self.action_time = later, action
         self.step += 1
 
     def _velocity(self, times: Tensor, *, actions_move: bool) -> Tensor:
         """Packed velocity; zeros for actions that wait, where that spares an evaluation."""
         if not (self._skip and isinstance(self.field, JointField) and not self.field.network.video_sees_action):
-            self.video_rows += len(self)
+            self._count(*self.times.shape)
             self.action_rows += len(self)
             return self.field(self.x, times, self.condition)
-        self.video_rows += int(self._stale.sum())
-        self._watched = self.field.watch(self.x, times, self.condition, self._watched, self._stale)
+        self._watched, evaluated = self.field.watch(self.x, times, self.condition, self._watched, self._stale)
+        self._count(*evaluated)
         if not actions_move:
             return self.layout.pack(self._watched.velocity, torch.zeros_like(self.actions))
         self.action_rows += len(self)
         return self.layout.pack(self._watched.velocity, self.field.act(self.x, times, self.condition, self._watched))
+
+    def _count(self, rows: int, frames: int) -> None:
+        self.video_rows += rows
+        self.video_frames += rows * frames

@@ -114,7 +114,9 @@ class JointTransformer(nn.Module):
             g = action.complete(g, _attend(of_chunk[0], both, cut), theirs)
         return self.layout.pack(self.video.leave(h)[:, self.observed :], self.action.leave(g)[:, 0])
 
-    def watch(self, x: Tensor, times: Tensor, observed: Tensor, features: Tensor | None = None) -> tuple[Tensor, Seen]:
+    def watch(
+        self, x: Tensor, times: Tensor, observed: Tensor, features: Tensor | None = None, *, kept: Seen | None = None, start: int = 0
+    ) -> tuple[Tensor, Seen]:
         """The video stream alone, where it does not attend to actions: velocities of the frames, and what actions see of them.
 
         Args:
@@ -122,18 +124,23 @@ class JointTransformer(nn.Module):
             times: ``(batch, frame + 1)``.
             observed: See :meth:`forward`.
             features: See :meth:`forward`.
+            kept: What an earlier call gave, of which the frames before ``start`` still hold: under causal attention they depend on none
+                after them.
+            start: The first frame to evaluate, observed ones counted.
 
         Returns:
-            Velocities ``(batch, frame, token, channel)``, and :data:`Seen`.
+            Velocities of the predicted frames from ``start`` on ``(batch, frame, token, channel)``, and :data:`Seen` of all frames.
         """
-        h, condition = self._frames(x, times, observed, features)
-        seen = []
-        for layer in self.video.stack:
+        h, condition = (part[:, start:] for part in self._frames(x, times, observed, features))
+        done, seen = start * self.layout.tokens, []
+        for index, layer in enumerate(self.video.stack):
             modulation = layer.modulate(condition)
             queries, *found = layer.attend_with(h, modulation)
-            h = layer.complete(h, _attend(queries, found, self._causal(found)), modulation)
+            if kept is not None and done:
+                found = [torch.cat([old[:, :, :done], new], dim=2) for old, new in zip(kept[index], found, strict=True)]
+            h = layer.complete(h, _attend(queries, found, self._causal(found, done)), modulation)
             seen.append((found[0], found[1]))
-        return self.video.leave(h)[:, self.observed :], tuple(seen)
+        return self.video.leave(h)[:, max(self.observed - start, 0) :], tuple(seen)
 
     def act(self, x: Tensor, times: Tensor, seen: Seen, features: Tensor | None = None, hidden: Tensor | None = None) -> Tensor:
         """The action stream alone, given what it sees of the frames: velocities ``(batch, horizon, dof)``; arguments as above."""
@@ -156,13 +163,12 @@ class JointTransformer(nn.Module):
         g = self.action.enter(self.layout.actions(x)) + self.action_position
         return g[:, None], self.action.told(times[:, -1:], features)
 
-    def _causal(self, found: Sequence[Tensor]) -> Tensor | None:
-        """Which keys a frame's tokens may attend to, ``(token, key)``; actions are always among them."""
+    def _causal(self, found: Sequence[Tensor], done: int = 0) -> Tensor | None:
+        """Which keys the frames' tokens from ``done`` on may attend to, ``(token, key)``; actions are always among them."""
         if self.order is None:
             return None
-        mask = self.order[:, None] >= self.order
-        others = found[0].shape[2] - len(mask)
-        return nn.functional.pad(mask, (0, others), value=True)
+        mask = self.order[done:, None] >= self.order
+        return nn.functional.pad(mask, (0, found[0].shape[2] - len(self.order)), value=True)
 
     def _cut(self, hidden: Tensor | None) -> Tensor | None:
         """Which keys actions may attend to, ``(batch, 1, 1, key)``."""

@@ -48,6 +48,21 @@ def test_only_rows_whose_frames_move_are_evaluated_again(noise, condition):
     torch.testing.assert_close(state.x, denoised(net, noise, condition, schedule, skip=False).x, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_under_causal_attention_skipping_changes_no_result_either(noise, condition, name):
+    net = network(video_sees_action=False, frame_attention="causal")
+    whole, skipped = (denoised(net, noise, condition, SCHEDULES[name], skip=skip) for skip in (False, True))
+    torch.testing.assert_close(skipped.x, whole.x, rtol=0, atol=1e-6)
+
+
+def test_under_causal_attention_frames_that_have_arrived_are_not_evaluated_again(noise, condition):
+    """Times 1 1 1, .5 1 1, 0 .5 1, 0 0 .5, 0 0 0: all 3 frames at first; from the first on; from the first on (it went to 0); then 2."""
+    net, schedule = network(video_sees_action=False, frame_attention="causal"), PerTokenSchedule.pyramid(4, 3, lag=0.5)
+    state = denoised(net, noise, condition, schedule)
+    assert (state.video_rows, state.video_frames) == (4 * ROWS, (3 + 3 + 3 + 2) * ROWS)
+    torch.testing.assert_close(state.x, denoised(net, noise, condition, schedule, skip=False).x, rtol=0, atol=1e-6)
+
+
 def test_where_frames_see_actions_nothing_can_be_left_out(noise, condition):
     state = denoised(network(video_sees_action=True), noise, condition, SCHEDULES["masked"])
     assert state.video_rows == 6 * ROWS
