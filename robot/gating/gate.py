@@ -229,7 +229,13 @@ class Gate(nn.Module, ABC):
         return self.decisions(some).log_prob(some.decisions)
 
     def _next_times(self, state: State, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Move every time by its multiplier."""
+        """Move every time by its multiplier.
+
+        Raises:
+            ValueError: If there is no step left.
+        """
+        if state.step >= self.steps:
+            raise ValueError(f"this gate takes {self.steps} steps, all of which are taken")
         k, r = state.step, multiplier(u.double())
         grid = self._grid.to(u.device)
         frames = BOUNDARIES[self.settings.boundary](state.times, r[:, : self.frames], grid, k)

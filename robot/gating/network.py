@@ -58,8 +58,7 @@ class GateNetwork(nn.Module):
         """``(batch, column)``, zero for fresh weights."""
         both = self._pooled(torch.cat([view.observed[:, None], view.latents], dim=1))
         seen, h = both[:, :1].expand_as(both[:, 1:]), both[:, 1:]
-        share = self.fuse(torch.cat([h, seen], dim=-1))
-        h = share * h + (1 - share) * seen + self.position
+        h = torch.lerp(seen, h, self.fuse(torch.cat([h, seen], dim=-1))) + self.position
         for layer in self.layers:
             h = layer(h)
         h = self.join(torch.cat([h, self._times(view, h)], dim=-1))
