@@ -102,10 +102,11 @@ def _pictures(images: Tensor, prompts: int, scores: int) -> list[Image.Image]:
     check_pictures(images)
     if not len(images) == prompts == scores or not prompts:
         raise ValueError(f"a grid needs one prompt and one score per image, got {len(images)} images, {prompts} prompts, {scores} scores")
-    return [_resize(to_picture(image)) for image in images]
+    return [resized(to_picture(image)) for image in images]
 
 
-def _resize(picture: Image.Image) -> Image.Image:
+def resized(picture: Image.Image) -> Image.Image:
+    """The same picture at a size that people can look at: small ones enlarged by a whole factor, large ones reduced."""
     side = max(picture.size)
     if side < SMALLEST_SIDE:
         factor = -(-SMALLEST_SIDE // side)
@@ -119,7 +120,7 @@ def _cell(pictures: Sequence[Image.Image], notes: Sequence[str], colours: Sequen
     """Pictures in a row, a note under each, the prompt on up to two lines below."""
     width = sum(picture.width for picture in pictures) + GAP * (len(pictures) - 1)
     top = max(picture.height for picture in pictures)
-    font = _font(PROMPT_SIZE, prompt)
+    font = font_of(PROMPT_SIZE, prompt)
     lines = _wrap(prompt, width, font.getlength)
     cell = Image.new("RGB", (width, top + 12 + SCORE_SIZE + len(lines) * (PROMPT_SIZE + 4)), PAPER)
     draw = ImageDraw.Draw(cell)
@@ -127,7 +128,7 @@ def _cell(pictures: Sequence[Image.Image], notes: Sequence[str], colours: Sequen
     for picture, note, colour in zip(pictures, notes, colours, strict=True):
         cell.paste(picture, (left, 0))
         draw.rectangle((left, 0, left + picture.width - 1, picture.height - 1), outline="#d5dadf")
-        draw.text((left, top + 5), note, fill=colour, font=_font(SCORE_SIZE, note))
+        draw.text((left, top + 5), note, fill=colour, font=font_of(SCORE_SIZE, note))
         left += picture.width + GAP
     for line, text in enumerate(lines):
         draw.text((0, top + 12 + SCORE_SIZE + line * (PROMPT_SIZE + 4)), text, fill=INK, font=font)
@@ -142,7 +143,7 @@ def _lay_out(cells: Sequence[Image.Image], title: str) -> Image.Image:
     top = MARGIN + (TITLE_SIZE + 14 if title else 0)
     page = Image.new("RGB", (MARGIN + columns * (width + MARGIN), top + rows * (height + MARGIN // 2) + MARGIN // 2), PAPER)
     if title:
-        font = _font(TITLE_SIZE, title)
+        font = font_of(TITLE_SIZE, title)
         text = _wrap(title, page.width - 2 * MARGIN, font.getlength)[0]
         ImageDraw.Draw(page).text((MARGIN, MARGIN - 2), text, fill=INK, font=font)
     for index, cell in enumerate(cells):
@@ -173,7 +174,8 @@ def _shorten(text: str, width: float, measure: Callable[[str], float]) -> str:
     return text.rstrip() + "..."
 
 
-def _font(size: int, text: str) -> Font:
+def font_of(size: int, text: str) -> Font:
+    """A font of that size, pixels, that has the text's letters where the system has one."""
     if not text.isascii():
         import matplotlib as mpl
 

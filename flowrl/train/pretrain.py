@@ -21,7 +21,7 @@ from flowrl.train.data import CaptionedImages, ImageTextData
 from flowrl.train.ema import WeightAverage
 from flowrl.train.grids import save_png, to_picture
 from flowrl.train.metrics import MetricsLog
-from flowrl.train.stages import AutoencoderStage, FlowStage
+from flowrl.train.stages import AutoencoderStage, FlowStage, autoencoder_loss
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -105,9 +105,8 @@ class Pretrain:
         def loss() -> Tensor:
             batch = pictures[_draw(len(pictures), stage.batch_size, generator)]
             posterior = vae.encode(batch).latent_dist
-            latent = posterior.mean + posterior.std * randn(posterior.mean.shape, generator, device=batch.device)
-            error = torch.nn.functional.mse_loss(vae.decode(latent).sample, batch)
-            return error + stage.kl_weight * posterior.kl().mean() / latent[0].numel()
+            noise = randn(posterior.mean.shape, generator, device=batch.device)
+            return autoencoder_loss(posterior, noise, lambda latent: vae.decode(latent).sample, batch, stage.kl_weight)
 
         stage.minimise("autoencoder", vae, loss, log)
         with torch.no_grad():

@@ -14,13 +14,31 @@ from flowrl.train.optimizer import AdamW
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
     from torch import nn
     from torch.optim import Optimizer
 
     from flowrl.train.ema import WeightAverage
     from flowrl.train.metrics import MetricsLog
 
-__all__ = ["AutoencoderStage", "FlowStage", "Stage"]
+__all__ = ["AutoencoderStage", "FlowStage", "Stage", "autoencoder_loss"]
+
+
+def autoencoder_loss(
+    posterior: DiagonalGaussianDistribution, noise: Tensor, decode: Callable[[Tensor], Tensor], pictures: Tensor, kl_weight: float
+) -> Tensor:
+    """Squared error of the decoded draw plus a weak pull of the latents towards N(0, 1) (VAE, arXiv:1312.6114, Eq. 10), a scalar.
+
+    Args:
+        posterior: Of the pictures' latents.
+        noise: Standard normal, of the latents' shape.
+        decode: Latents to pictures.
+        pictures: What was encoded.
+        kl_weight: Weight of the KL divergence, nats per latent dimension, against the mean squared error of a pixel.
+    """
+    latent = posterior.mean + posterior.std * noise
+    error = torch.nn.functional.mse_loss(decode(latent), pictures)
+    return error + kl_weight * posterior.kl().mean() / latent[0].numel()
 
 
 @dataclass(frozen=True, kw_only=True)

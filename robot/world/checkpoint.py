@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -73,6 +73,7 @@ def save_world_action(
     Raises:
         CheckpointError: If it cannot be written.
     """
+    recipe = replace(recipe, latents=modules.codec.kept(recipe.latents))
     return WORLD_ACTION_MODELS.save(path, recipe, module_tensors(modules.parts) | stats_tensors(stats), training)
 
 

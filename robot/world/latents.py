@@ -65,6 +65,14 @@ class LatentCodec(nn.Module, ABC):
     def decode(self, latents: Tensor) -> dict[str, Tensor]:
         """Frames by sensor ``(batch, time, ...)`` from latents ``(batch, time, token, channel)``."""
 
+    def kept(self, config: LatentConfig) -> LatentConfig:
+        """What a model's file keeps of the configuration; it holds this codec's weights, so references to other files are dropped.
+
+        Args:
+            config: That built this codec.
+        """
+        return config
+
 
 @dataclass(frozen=True, kw_only=True)
 class StateFrames:
