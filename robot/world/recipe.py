@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,8 @@ from robot.world.network import JointTransformer, MixtureOfTransformers
 from robot.world.schedules import ScheduleConfig, SharedSchedule
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import nn
 
     from robot.normalise import NormStats
@@ -52,7 +53,7 @@ class WorldRecipe:
         latents: Frames to latents.
         network: The backbone.
         encoder: What else is observed; None for nothing.
-        sensors: Shape of one frame of each sensor that it needs, as a policy sees it.
+        sensors: Name and shape of one frame of each sensor that it needs, as a policy sees it.
         action: What its actions mean.
         frames: Predicted frames.
         stride: Control steps between them; the first is so many steps ahead.
@@ -71,7 +72,7 @@ class WorldRecipe:
     latents: LatentConfig
     network: MixtureOfTransformers
     encoder: EncoderConfig | None
-    sensors: Mapping[str, tuple[int, ...]]
+    sensors: tuple[tuple[str, tuple[int, ...]], ...]
     action: ActionSpec
     frames: int
     stride: int
@@ -92,7 +93,7 @@ class WorldRecipe:
         Args:
             stats: Of the sensors; None where weights and statistics will be loaded.
         """
-        stats = stats or {name: SensorStats(shape=tuple(shape)) for name, shape in self.sensors.items()}
+        stats = stats or {name: SensorStats(shape=tuple(shape)) for name, shape in self.sensors}
         codec = self.latents.build(stats)
         encoder = None if self.encoder is None else self.encoder.build(stats)
         layout = Layout(frames=self.frames, tokens=codec.tokens, channels=codec.channels, horizon=self.horizon, dof=self.action.dof)

@@ -145,7 +145,7 @@ class WorldActionLesson(Lesson):
             latents=job.latents,
             network=job.network,
             encoder=job.encoder,
-            sensors={name: stats.shape for name, stats in self.material.sensors.items() if name != TASK_SENSOR},
+            sensors=tuple((name, stats.shape) for name, stats in self.material.sensors.items() if name != TASK_SENSOR),
             action=self.material.action,
             frames=job.frames,
             stride=job.stride,
