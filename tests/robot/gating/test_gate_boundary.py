@@ -37,7 +37,7 @@ def test_only_clamp_leaves_a_latent_noisy_at_the_end(boundary, end):
 
 
 @pytest.mark.parametrize("boundary", BOUNDARIES)
-@pytest.mark.parametrize(("steps", "shift"), [(1, 1.0), (5, 1.0), (7, 3.0), (10, 0.3)])
+@pytest.mark.parametrize(("steps", "shift"), [(1, 1.0), (5, 1.0), (7, 3.0), (5, 0.2)])  # the last differs if rounded
 def test_multiplier_one_is_the_shared_grid_to_the_last_bit(boundary, steps, shift):
     grid = shifted_times(steps, shift)
     times = _times(boundary, torch.ones(steps, 2, dtype=torch.float64), grid)
