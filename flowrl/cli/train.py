@@ -1,9 +1,10 @@
-"""Train as a config says: reinforcement learning of a model, or a robot policy from demonstrations.
+"""Train as a config says: reinforcement learning of a model, or a robot policy or world-action model from demonstrations.
 
 Examples:
   flowrl train image/digits_g2rpo optimizer.lr=3e-4 run_dir=runs/mine
   flowrl train image/digits_g2rpo run_dir=runs/mine --resume
-  flowrl train robot/bc_pusht_flow run_dir=runs/pusht
+  flowrl train robot/bc_pusht_diffusion run_dir=runs/pusht
+  flowrl train robot/wam_pusht times.target=robot.world.SharedTimes run_dir=runs/wam_shared
   accelerate launch -m flowrl.cli.train image/digits_g2rpo
   torchrun --nproc_per_node 2 -m flowrl.cli.train image/digits_g2rpo
 """

@@ -148,7 +148,7 @@ def _check(demonstrations: Demonstrations, needs: Sequence[str]) -> None:
     has = demonstrations.episodes[0].observations
     for name in needs:
         if name not in has:
-            raise ConfigError(f"the encoder needs the sensor {name!r}, which the demonstrations do not have{close_match(name, has)}")
+            raise ConfigError(f"the model needs the sensor {name!r}, which the demonstrations do not have{close_match(name, has)}")
     for index, episode in enumerate(demonstrations.episodes):
         _check_finite(index, episode, needs)
 

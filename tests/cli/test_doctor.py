@@ -187,3 +187,23 @@ def test_videos_need_something_to_draw_with(capsys, monkeypatch, robot_config):
     status, text = printed(capsys, robot_config(**rollout))
     assert (status, "problem: config.videos: MuJoCo cannot draw; or set videos=0" in text) == (2, True)
     assert printed(capsys, robot_config(**rollout, videos=0))[0] == 0
+
+
+@pytest.mark.parametrize("config", ["smoke/robot_wam", "smoke/robot_bc_flow"])
+def test_training_on_demonstrations_shows_what_there_is_to_learn_from_and_who_can_share_a_batch(config, capsys):
+    status, text = printed(capsys, config, "batch_size=36", "steps=100")
+    assert status == 0
+    steps, examples = {"smoke/robot_wam": (320, 288), "smoke/robot_bc_flow": (160, 144)}[config]  # 40 episodes of 8 or 4, 36 to train on
+    for line in (
+        f"40 episodes, 4 held out, {steps} control steps",
+        f"100 steps of 36, {100 * 36 / examples:g} times through {examples} examples",
+        "on 2 processes       18 each",
+        "on 8 processes       set batch_size=32 or 40,",
+    ):
+        assert line in text
+
+
+def test_demonstrations_that_cannot_be_learned_from_are_a_problem(capsys, tmp_path):
+    status, text = printed(capsys, "robot/wam_pusht", f"demonstrations.path={tmp_path / 'none.hdf5'}")
+    assert status == 2
+    assert "problem: config: there is no file" in text
