@@ -63,6 +63,14 @@ class NoiseGateFile:
     model: PolicySource | None = None
     transfer: bool = False
 
+    def file(self) -> Path:
+        """Where it is.
+
+        Raises:
+            CheckpointError: If there is none.
+        """
+        return GATES.find(self.path)
+
     def load(self, device: str = "cpu") -> WorldActionModel:
         """The policy, ready to act; its schedule is the gate's mean.
 
@@ -70,7 +78,7 @@ class NoiseGateFile:
             CheckpointError: If a file is missing, damaged or of another kind.
             ConfigError: If there is no model, or it is not one that this gate fits.
         """
-        path = GATES.find(self.path)
+        path = self.file()
         recipe: GateRecipe = GATES.read_recipe(path)
         source = self.model or recipe.model
         if source is None:

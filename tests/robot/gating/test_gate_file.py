@@ -5,6 +5,7 @@ from safetensors.torch import load_file, save_file
 
 from flowrl.errors import CheckpointError, ConfigError
 from flowrl.shapes import seeded_generator
+from robot.evaluation.provenance import checkpoint_hashes
 from robot.gating.file import GATES, NoiseGateFile, load_gate, model_fingerprint, save_gate
 from robot.gating.toy import TOY_SENSOR, TwoModes
 from robot.noise_gate import ConstantGate, NoiseGate
@@ -48,6 +49,7 @@ def test_a_gate_file_is_a_policy_that_acts_under_the_gate(tmp_path, model):
     for file in (NoiseGateFile(path=str(tmp_path)), NoiseGateFile(path=str(tmp_path / "gate.safetensors"), model=TOY)):
         assert torch.equal(file.load().act(seen, seeded_generator(1)).values, expected)
     assert not torch.equal(model.act(seen, seeded_generator(1)).values, expected)
+    assert list(checkpoint_hashes(NoiseGateFile(path=str(tmp_path)))) == [str(tmp_path)]
     assert GATES.read_training(tmp_path) == {"updates": 3}
 
 
