@@ -15,10 +15,10 @@ CONFIG = "smoke/robot_bc_diffusion"
 SMALL = ["steps=4", "batch_size=16", "name=p"]
 
 
-def launched(launcher, run_dir):
+def launched(launcher, run_dir, config=CONFIG):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     environment.pop("ACCELERATE_USE_CPU", None)  # as a user on a CPU has it
-    line = [sys.executable, *launcher, "-m", "flowrl.cli.train", CONFIG, *SMALL, f"run_dir={run_dir}"]
+    line = [sys.executable, *launcher, "-m", "flowrl.cli.train", config, *SMALL, f"run_dir={run_dir}"]
     return subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -83,3 +83,17 @@ def test_two_processes_give_what_one_gives_and_so_does_accelerates_launcher(tmp_
         mine, theirs = (load_file(tmp_path / run / "policy.safetensors") for run in ("one", name))
         for tensor in mine:
             torch.testing.assert_close(theirs[tensor], mine[tensor], rtol=0, atol=2e-5 if name == "two" else 0)
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_world_action_model_that_one_trains(tmp_path):
+    config = "smoke/robot_wam"
+    assert main(["train", config, *SMALL, f"run_dir={tmp_path / 'one'}"]) == 0
+    done = launched(("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"), tmp_path / "two", config)
+    assert done.returncode == 0, done.stderr
+    one, two = (list(read_metrics(tmp_path / run / "metrics.jsonl")) for run in ("one", "two"))
+    for field in ("loss", "grad_norm", "eval/loss", "eval/action_error", "eval/frame_error"):
+        assert [line[field] for line in two if field in line] == pytest.approx([line[field] for line in one if field in line], rel=1e-4)
+    mine, theirs = (load_file(tmp_path / run / "world_action.safetensors") for run in ("one", "two"))
+    for tensor in mine:
+        torch.testing.assert_close(theirs[tensor], mine[tensor], rtol=0, atol=2e-5)
