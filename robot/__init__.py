@@ -18,6 +18,8 @@ from robot.demonstrations import Demonstrations, Episode, LeRobotFiles, Recordin
 from robot.envs import MetaWorld, NoisySensors, PushT, Robosuite, Toy
 from robot.evaluation import Job, Rollout, mcnemar_exact, newcombe_interval, run_episodes, wilson_interval
 from robot.execution import ChunkExecutor
+from robot.gating.file import NoiseGateFile
+from robot.gating.training import GateTraining
 from robot.gpc import Composition, GPCPolicy, MemberConfig
 from robot.learning import BehaviourCloning, Diffusion, Flow, PolicyFile, load_policy
 from robot.noise_gate import ConstantGate, ConstantGateConfig, NoiseGate, NoiseGateConfig
@@ -25,8 +27,12 @@ from robot.normalise import NormStats
 from robot.policies import ComposablePolicy, FlowPolicy, PolicySource
 from robot.search import CompositionEvaluation, WeightSearch
 from robot.types import ActionChunk, ActionSpec, Observation, Policy
+from robot.world.checkpoint import WorldActionFile
+from robot.world.images import ImageFrames
 from robot.world.latents import StateFrames
 from robot.world.network import MixtureOfTransformers
+from robot.world.training import WorldActionTraining
+from robot.world.vae_training import ImageVAE
 from robot.world_action import WorldActionModel
 from samplers import PerTokenSchedule
 
@@ -52,7 +58,10 @@ __all__ = [
     "Flow",
     "FlowPolicy",
     "GPCPolicy",
+    "GateTraining",
     "Guidance",
+    "ImageFrames",
+    "ImageVAE",
     "Job",
     "LeRobotFiles",
     "Member",
@@ -61,6 +70,7 @@ __all__ = [
     "MixtureOfTransformers",
     "NoiseGate",
     "NoiseGateConfig",
+    "NoiseGateFile",
     "NoisySensors",
     "NormStats",
     "Observation",
@@ -78,7 +88,9 @@ __all__ = [
     "Toy",
     "UnconditionalGuidance",
     "WeightSearch",
+    "WorldActionFile",
     "WorldActionModel",
+    "WorldActionTraining",
     "load_policy",
     "mcnemar_exact",
     "newcombe_interval",
