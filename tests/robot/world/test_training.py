@@ -22,6 +22,7 @@ from robot.types import ActionSpec, Observation
 from robot.world import (
     ConstantSchedule,
     JointTimes,
+    LatentCodec,
     MixtureOfTransformers,
     SharedSchedule,
     SharedTimes,
@@ -167,6 +168,50 @@ def test_a_clip_that_would_cut_demonstrated_actions_and_sensors_that_are_not_the
         job(tmp_path, action_scaling="mean_std").lesson()
     with pytest.raises(ConfigError, match="needs the sensor 'stat', which the demonstrations do not have; did you mean 'state'"):
         job(tmp_path, latents=StateFrames(vectors=("stat",))).lesson()
+
+
+class Learned:
+    """Latents by weights that were learned elsewhere."""
+
+    needs = ("state",)
+    weight = 2.0
+
+    def build(self, stats):
+        del stats
+        return _LearnedCodec(self.weight)
+
+
+class _LearnedCodec(LatentCodec):
+    def __init__(self, weight):
+        super().__init__(("state",), 1, 2)
+        self.layer = torch.nn.Linear(1, 2)
+        torch.nn.init.constant_(self.layer.weight, weight)
+        torch.nn.init.zeros_(self.layer.bias)
+
+    def encode(self, frames):
+        return self.layer(frames["state"])[:, :, None]
+
+    def decode(self, latents):
+        return {"state": latents[:, :, 0].mean(-1, keepdim=True)}
+
+
+def test_a_learned_codec_is_kept_in_the_file_and_never_trained_and_a_run_goes_on_with_no_other(tmp_path, monkeypatch):
+    job(tmp_path / "run", latents=Learned()).run()
+    tensors = load_file(tmp_path / "run" / "world_action.safetensors")
+    assert tensors["codec.layer.weight"].tolist() == [[2.0], [2.0]]
+    job(tmp_path / "run", latents=Learned(), steps=8).run(resume=True)
+    monkeypatch.setattr(Learned, "weight", 3.0)
+    with pytest.raises(CheckpointError, match=r"was trained on other demonstrations or latents \(sha256"):
+        job(tmp_path / "run", latents=Learned(), steps=10).run(resume=True)
+
+
+def test_only_the_latest_frames_are_shown_as_latents_and_the_whole_history_beside_them(tmp_path):
+    lesson = job(tmp_path, encoder=StateEncoder(sensors=("state",), history=3), observed=2, validation_share=0.0).lesson()
+    lesson.begin(torch.device("cpu"))
+    latents, seen = lesson._train.shown(torch.tensor([4]))
+    states = lesson.material.train.frames["state"]
+    assert torch.equal(seen["state"][0], states[2:5])
+    torch.testing.assert_close(latents[0, :, 0], lesson._modules.codec.encode({"state": states[None, 3:5]})[0, :, 0])
 
 
 class Turned:
