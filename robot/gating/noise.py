@@ -47,6 +47,7 @@ class ExplorationNoise:
         columns: Multipliers of a step: one per latent, and one for the actions where they are gated.
         hold: How long a draw is kept.
         antithetic: Whether odd variations get the opposite of the even one before them.
+        correlation: Between the columns of a draw, in [0, 1): latents are then mostly moved together. Each column alone stays standard normal.
     """
 
     seed: int
@@ -55,6 +56,7 @@ class ExplorationNoise:
     columns: int
     hold: Hold = "step"
     antithetic: bool = False
+    correlation: float = 0.0
 
     def __call__(self, key: EpisodeKey) -> Tensor:
         """The noise of a chunk, ``(step, column)``.
@@ -64,8 +66,8 @@ class ExplorationNoise:
         """
         pair, odd = divmod(key.variation, 2) if self.antithetic else (key.variation, 0)
         chunk = -1 if self.hold == "episode" else key.chunk
-        drawn = torch.randn(
-            (self.steps if self.hold == "step" else 1, self.columns),
-            generator=seeded_generator(self.seed, _STREAM, self.update, pair, chunk),
-        )
-        return (-drawn if odd else drawn).expand(self.steps, -1)
+        generator = seeded_generator(self.seed, _STREAM, self.update, pair, chunk)
+        drawn = torch.randn((self.steps if self.hold == "step" else 1, self.columns + 1), generator=generator)
+        own, common = drawn[:, :-1], drawn[:, -1:]
+        noise = (1 - self.correlation) ** 0.5 * own + self.correlation**0.5 * common
+        return (-noise if odd else noise).expand(self.steps, -1)

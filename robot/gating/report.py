@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ from markupsafe import Markup
 
 from flowrl.train.charts import SMOOTH_FROM, Line, line_chart, smoothed
 from flowrl.train.figures import words
-from flowrl.train.page import write_page
+from flowrl.train.page import png_address, write_page
 from flowrl.train.record import read_record
 from flowrl.train.report_charts import Chart
 from robot.gating.heatmap import HEATMAP_FILE, write_heatmap
@@ -75,7 +74,7 @@ def _context(record: RunRecord, picture: Path | None) -> dict[str, Any]:
         "notes": [*record.notes, *_warnings(record)],
         "evaluated": [_row(line) for line in record.evals],
         "last": record.evals[-1] if record.evals else None,
-        "picture": None if picture is None else "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode("ascii"),
+        "picture": None if picture is None else png_address(picture),
         "charts": _charts(record),
         "cost": _cost(record),
         "config": yaml.safe_dump(config, sort_keys=False, allow_unicode=True) if config else "",

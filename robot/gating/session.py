@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from flowrl.errors import CheckpointError, ConfigError, NonFiniteError
 from flowrl.train.checkpoint import CheckpointFolder, check_complete
 from flowrl.train.describe import describe
+from flowrl.train.figures import figure
 from flowrl.train.metrics import MetricsLog
 from flowrl.train.resume import CONFIG_FILE, refuse_other_config, starting_point
 from flowrl.train.signals import Stopped, StopRequest
@@ -114,7 +115,7 @@ class Session:
         totals = {name: value for name, value in self.progress.state_dict().items() if name not in ("update", "model")}
         self._log.write({"kind": "train", "update": update, **collected.metrics, **learned, **seconds, **totals})
         self._bar.update()
-        self._show(f"reward {collected.metrics['reward']:.3f}", now=True)
+        self._show(f"reward {figure(collected.metrics['reward'], 3)}", now=True)
 
     def _learn(self, collected: Collected) -> dict[str, Any]:
         """The update, unless no group told anything."""

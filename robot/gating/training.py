@@ -64,6 +64,8 @@ class GateTraining:
         reward: Of an episode.
         hold: How long what is tried is kept: for a ``step``, a ``chunk``, or the whole ``episode`` (gSDE, arXiv:2005.05719, Sec. 3).
         antithetic: Whether member 2i + 1 of a group tries the opposite of member 2i.
+        correlation: Between what is tried for the latents of a step, in [0, 1): near 1 they are moved together, which searches fewer
+            directions and each of them harder.
         entropy_weight: Of the entropy of the decisions, added to the objective.
         start: Multipliers to begin at, one per latent; None begins at the shared schedule.
         warm_up: Updates on held-out demonstrations before any rollout; None for none.
@@ -101,6 +103,7 @@ class GateTraining:
     reward: EpisodeReward = field(default_factory=OutcomeReward)
     hold: Hold = "step"
     antithetic: bool = False
+    correlation: float = 0.0
     entropy_weight: float = 0.0
     start: tuple[float, ...] | None = None
     warm_up: ActionErrorWarmUp | None = None
@@ -188,6 +191,8 @@ class GateTraining:
         if not (self.max_grad_norm > 0 and self.ratio_tolerance > 0 and self.timeout_s > 0):
             given = f"max_grad_norm={self.max_grad_norm}, ratio_tolerance={self.ratio_tolerance}, timeout_s={self.timeout_s}"
             raise ConfigError(f"max_grad_norm, ratio_tolerance and timeout_s must be > 0, got {given}")
+        if not 0 <= self.correlation < 1:
+            raise ConfigError(f"correlation must lie in [0, 1), got {self.correlation}; 0 tries every latent on its own")
         if not self.entropy_weight >= 0:
             raise ConfigError(f"entropy_weight must be >= 0, got {self.entropy_weight}; 0 leaves the entropy alone")
         if self.workers < 0:
