@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from flowrl.train.figures import duration, figure, signed, words
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["write_page"]
+__all__ = ["png_address", "write_page"]
 
 
 def write_page(path: Path, template: Path, context: Mapping[str, Any]) -> Path:
@@ -33,3 +34,8 @@ def write_page(path: Path, template: Path, context: Mapping[str, Any]) -> Path:
     part = path.with_name(path.name + ".part")
     part.write_text(text, encoding="utf-8")
     return part.replace(path)
+
+
+def png_address(path: Path) -> str:
+    """A PNG as an address that holds it whole, so that the page stays one file."""
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from flowrl.train.evaluation_result import EvaluationResult, evaluation_folder
 from flowrl.train.figures import words
 from flowrl.train.grids import save_png
 from flowrl.train.outcomes import outcomes, warnings
-from flowrl.train.page import write_page
+from flowrl.train.page import png_address, write_page
 from flowrl.train.record import RunRecord, read_record
 from flowrl.train.report_charts import Chart, curves, monitor_charts, optimisation_charts, spread_charts
 
@@ -120,15 +119,11 @@ def _pictures(record: RunRecord) -> list[tuple[str, str]]:
     """Captions and data addresses: the grid of both evaluations, else the first grid and the last."""
     both = write_before_after(record)
     if both:
-        return [("Before and after, drawn from the same noise. A reward that rose is blue, one that fell is orange.", _data_address(both))]
+        return [("Before and after, drawn from the same noise. A reward that rose is blue, one that fell is orange.", png_address(both))]
     kept = [(line["update"], record.folder / line["grid"]) for line in record.evals if isinstance(line.get("grid"), str)]
     kept = [(update, path) for update, path in kept if path.is_file()]
     chosen = [kept[0], kept[-1]] if len(kept) > 1 else kept
-    return [(f"After {update} updates." if update else "Before training.", _data_address(path)) for update, path in chosen]
-
-
-def _data_address(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
+    return [(f"After {update} updates." if update else "Before training.", png_address(path)) for update, path in chosen]
 
 
 def _phases(record: RunRecord) -> list[Phase]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from flowrl.train.page import write_page
+from flowrl.train.page import png_address, write_page
 from robot.evaluation.drawing import episode_charts, interval_figure, seed_strip
 from robot.evaluation.summary import summarise
 from robot.evaluation.videos import WHY_NOT_EXACT
@@ -55,7 +54,7 @@ def write_report(
         "strip": seed_strip(arms),
         "arm_names": list(arms),
         "charts": episode_charts(arms),
-        "pictures": [(line, _data_address(folder / line["strip"])) for line in content["videos"]],
+        "pictures": [(line, png_address(folder / line["strip"])) for line in content["videos"]],
         "cost": {key: content[key] for key in ("wall_time_s", "episodes_per_s", "control_steps_per_s")},
         "latency": [(name, row.latency_s) for name, row in rows if row.latency_s],
         "provenance": {
@@ -83,7 +82,3 @@ def _warnings(content: Mapping[str, Any], rows: Sequence[tuple[str, Any]]) -> li
 
 def _class_name(node: object) -> str:
     return str(node["target"]).rsplit(".", 1)[-1] if isinstance(node, dict) and "target" in node else "–"
-
-
-def _data_address(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")

@@ -125,6 +125,8 @@ class Training(ABC):
     """What validation measures beside ``eval/loss``."""
     shown: ClassVar[tuple[str, ...]] = ()
     """Fields that the report's head names."""
+    pictures: ClassVar[Mapping[str, str]] = {}
+    """PNG files that validation leaves in the run folder, and what the report says of each."""
 
     run_dir: str
     steps: int = 2000

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from flowrl.errors import CheckpointError
 from flowrl.train.charts import SMOOTH_FROM, Line, line_chart, smoothed
-from flowrl.train.page import write_page
+from flowrl.train.page import png_address, write_page
 from flowrl.train.record import read_record
 from flowrl.train.report_charts import Chart
 
@@ -95,6 +95,7 @@ def _context(record: RunRecord, job: type[Training]) -> dict[str, Any]:
         "facts": _facts(record.config, job.shown),
         "notes": record.notes,
         "charts": _charts(record, job.curves),
+        "pictures": [(note, png_address(path)) for file, note in job.pictures.items() if (path := record.folder / file).is_file()],
         "data": _data(record.folder, job),
         "config": yaml.safe_dump(record.config, sort_keys=False, allow_unicode=True) if record.config else "",
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from robot.demonstrations.data import Episode
     from robot.world_action import WorldActionModel
 
-__all__ = ["Imagined", "imagine_episode", "imagine_windows", "picture_rows"]
+__all__ = ["Imagined", "can_draw", "imagine_episode", "imagine_windows", "picture_rows"]
 
 _PICTURE_AXES = 3  # (channel, height, width)
 _PANEL, _DOT, _GAP, _LABEL, _TEXT = 144, 3, 4, 64, 12  # pixels
@@ -106,6 +106,11 @@ def imagine_episode(model: WorldActionModel, episode: Episode, steps: Sequence[i
     return imagine_windows(model, windows.to(model.device), torch.tensor(steps), generator)
 
 
+def can_draw(shapes: Iterable[Sequence[int]]) -> bool:
+    """Whether any of some sensors, by the shape of a frame, is a picture or a place."""
+    return any(len(shape) == _PICTURE_AXES or _is_place(shape) for shape in shapes)
+
+
 def picture_rows(rows: Mapping[str, Tensor]) -> Image.Image:
     """Rows of pictures with their names before them.
 
@@ -134,10 +139,10 @@ class _Artist:
     @classmethod
     def of(cls, frames: Mapping[str, Tensor]) -> _Artist:
         """For frames ``(batch, time, ...)`` that set the scale."""
-        pictures = tuple(name for name, value in frames.items() if value.ndim == _PICTURE_AXES + 2)
-        points = tuple(name for name, value in frames.items() if name not in pictures and _is_place(value))
-        if not pictures and not points:
-            shapes = {name: tuple(value.shape[2:]) for name, value in frames.items()}
+        shapes = {name: tuple(value.shape[2:]) for name, value in frames.items()}
+        pictures = tuple(name for name, shape in shapes.items() if len(shape) == _PICTURE_AXES)
+        points = tuple(name for name, shape in shapes.items() if _is_place(shape))
+        if not can_draw(shapes.values()):
             raise ValueError(f"only pictures, keypoints and vectors of two or three numbers can be drawn, the frames are {shapes}")
         if not points:
             return cls(pictures=pictures, points=points, corner=torch.zeros(2), side=1.0)
@@ -178,9 +183,9 @@ class _Artist:
         return pixels
 
 
-def _is_place(value: Tensor) -> bool:
-    """Keypoints ``(batch, time, point, ≥ 2)``, or a vector of two or three numbers."""
-    return value.shape[-1] >= 2 if value.ndim == 4 else value.ndim == 3 and value.shape[-1] in (2, 3)  # noqa: PLR2004
+def _is_place(shape: Sequence[int]) -> bool:
+    """Keypoints ``(point, ≥ 2)``, or a vector of two or three numbers."""
+    return shape[-1] >= 2 if len(shape) == 2 else len(shape) == 1 and shape[0] in (2, 3)  # noqa: PLR2004
 
 
 def _places(values: Tensor) -> Tensor:

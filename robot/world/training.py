@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
@@ -10,6 +11,7 @@ import torch
 
 from flowrl.errors import ConfigError
 from flowrl.shapes import seeded_generator
+from flowrl.train.grids import save_png
 from robot.demonstrations.data import DemonstrationSource
 from robot.learning.blocks import require_positive
 from robot.learning.encoders import EncoderConfig
@@ -19,6 +21,7 @@ from robot.learning.material import Cut, Material, check_clip
 from robot.learning.recipe import check_chunk
 from robot.world.checkpoint import WORLD_ACTION_MODELS, save_world_action
 from robot.world.dreamer import Dreamer, LatentWindows
+from robot.world.imagine import can_draw, imagine_windows
 from robot.world.latents import LatentConfig
 from robot.world.network import MixtureOfTransformers
 from robot.world.recipe import WorldRecipe
@@ -28,7 +31,6 @@ from robot.world.times import IndependentTimes, TrainingTimes
 from robot.world.validation import CURVES, validate
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
     from torch import Tensor, nn
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
     from robot.world.recipe import WorldModules
 
 __all__ = ["WorldActionTraining"]
+
+IMAGINED, _DRAWN = "imagined.png", 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +74,10 @@ class WorldActionTraining(Training):
     title: ClassVar[str] = "world-action model"
     kind: ClassVar[FileKind] = WORLD_ACTION_MODELS
     curves: ClassVar[tuple[Curve, ...]] = CURVES
+    pictures: ClassVar[Mapping[str, str]] = {
+        IMAGINED: "Held-out episodes: what came, and what the model imagined at the same control steps under its own schedule; points of "
+        "what came lie as rings behind the imagined ones."
+    }
     shown: ClassVar[tuple[str, ...]] = ("latents", "encoder", "network", "times", "frames", "stride", "horizon", "execute", "seed")
 
     demonstrations: DemonstrationSource
@@ -198,7 +206,23 @@ class WorldActionLesson(Lesson):
         """See :class:`Lesson`."""
         if self._validation is None:
             return {}
-        return validate(self._job, cast("Dreamer", module), self._validation, self.material.stats)
+        self._draw(module.eval())
+        return validate(self._job, cast("Dreamer", module.train()), self._validation, self.material.stats)
+
+    def _draw(self, module: nn.Module) -> None:
+        """What the model imagines at a few held-out control steps, of the first task where there are several; nothing for bare numbers."""
+        windows, sensors = self.material.validation, dict(self.recipe.sensors)
+        if windows is None or not can_draw(sensors[name] for name in self._modules.codec.sensors):
+            return
+        rows = torch.randperm(len(windows), generator=seeded_generator(self._job.seed, 6))
+        if self._job.tasks:
+            rows = rows[windows.frames[TASK_SENSOR][windows.seen[rows, -1], 0] == 1]
+        if not len(rows):
+            return
+        model = self.recipe.model(self._modules, self.material.stats, task=next(iter(self._job.tasks), None))
+        device = next(module.parameters()).device
+        imagined = imagine_windows(model, windows.to(device), rows[:_DRAWN], seeded_generator(self._job.seed, 7))
+        save_png(imagined.picture(), self._job.folder / IMAGINED)
 
     def save(self, path: Path, module: nn.Module, training: Mapping[str, Any]) -> None:
         """See :class:`Lesson`."""

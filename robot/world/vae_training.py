@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -20,7 +21,6 @@ from robot.world.imagine import picture_rows
 from robot.world.vae import VAES, ConvolutionalVAE, FrameVAE, VAERecipe, save_vae
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
 __all__ = ["ImageVAE"]
@@ -58,6 +58,7 @@ class ImageVAE(Training):
         ),
     )
     shown: ClassVar[tuple[str, ...]] = ("sensor", "network", "kl_weight", "seed")
+    pictures: ClassVar[Mapping[str, str]] = {RECONSTRUCTIONS: "Pictures of held-out episodes, and what comes back."}
 
     demonstrations: DemonstrationSource
     sensor: str = "image"
