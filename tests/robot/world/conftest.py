@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from flowrl.flow import Condition
 
@@ -26,3 +27,13 @@ def noise():
 def condition():
     generator = torch.Generator().manual_seed(2)
     return Condition({"observed": torch.randn(ROWS, 1, 2, 3, generator=generator), "features": torch.randn(ROWS, 3, generator=generator)})
+
+
+@pytest.fixture
+def quick_runs(monkeypatch):
+    """Training runs on the CPU without a learning curve; accelerate's state is made anew afterwards."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setattr("robot.learning.report.write_curve", lambda record, curves: None)
+    yield
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()

@@ -4,15 +4,27 @@ import dataclasses
 
 import pytest
 import torch
+from wams import job
 
 from flowrl.config import instantiate
 from flowrl.errors import CheckpointError, ConfigError
 from flowrl.train.describe import describe
+from flowrl.train.grids import from_png
+from robot.learning import TwoWays
 from robot.learning.encoders import SensorStats
 from robot.normalise import NormStats
 from robot.types import ActionSpec, Observation
-from robot.world import ConvolutionalVAE, ImageFrames, MixtureOfTransformers, StateFrames, WorldRecipe, load_world_action, save_world_action
-from robot.world.vae import VAERecipe, save_vae
+from robot.world import (
+    ConvolutionalVAE,
+    ImageFrames,
+    MixtureOfTransformers,
+    StateFrames,
+    WorldRecipe,
+    imagine_episode,
+    load_world_action,
+    save_world_action,
+)
+from robot.world.vae import FrameVAE, VAERecipe, save_vae
 
 SIZES = ConvolutionalVAE(patch=4, channels=(8,), latent_channels=2, groups=4)
 STATS = {"picture": SensorStats(shape=(3, 8, 16)), "state": SensorStats(shape=(1,))}
@@ -120,3 +132,33 @@ def test_pictures_that_do_not_fit_are_refused(file, tmp_path):
         ImageFrames(sensor="state", vae=str(file[0])).build(STATS)
     with pytest.raises(CheckpointError, match="there is no VAE of frames"):
         ImageFrames(sensor="picture", vae=str(tmp_path / "none")).build(STATS)
+
+
+def test_frames_are_encoded_once_before_training_and_not_at_every_step(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    save_vae(tmp_path / "vae.safetensors", VAERecipe(network=SIZES, shape=(3, 16, 16), sensor="picture"), SIZES.build((3, 16, 16)).eval())
+    frames = []
+    encode = FrameVAE.encode
+    monkeypatch.setattr(FrameVAE, "encode", lambda vae, pictures: frames.append(len(pictures)) or encode(vae, pictures))
+    latents = ImageFrames(sensor="picture", vae=str(tmp_path / "vae.safetensors"), patch=2)
+    lesson = job(tmp_path / "run", demonstrations=TwoWays(episodes=10, length=4), latents=latents).lesson()
+    module = lesson.begin(torch.device("cpu"))
+    assert sum(frames) == 10 * 4
+    loss = lesson.loss(module, torch.arange(8), slice(0, 8), 0)
+    loss.backward()
+    assert sum(frames) == 10 * 4
+    assert all(parameter.grad is not None for parameter in module.network.video.parameters())
+    assert all(parameter.grad is None for parameter in lesson._modules.codec.parameters())
+
+
+def test_a_run_on_pictures_trains_acts_and_draws(tmp_path, quick_runs):
+    torch.manual_seed(0)
+    save_vae(tmp_path / "vae.safetensors", VAERecipe(network=SIZES, shape=(3, 16, 16), sensor="picture"), SIZES.build((3, 16, 16)).eval())
+    latents = ImageFrames(sensor="picture", vae=str(tmp_path / "vae.safetensors"), patch=2)
+    summary = job(tmp_path / "run", demonstrations=TwoWays(episodes=10), latents=latents, steps=2).run()
+    (tmp_path / "vae.safetensors").unlink()
+    model = load_world_action(summary.checkpoint)
+    found = imagine_episode(model, TwoWays(episodes=1).load().episodes[0], steps=(1,), generator=torch.Generator().manual_seed(0))
+    assert found.imagined["picture"].shape == (1, 2, 3, 16, 16)
+    assert 0 <= float(found.imagined["picture"].min()) <= float(found.imagined["picture"].max()) <= 1
+    assert from_png(tmp_path / "run" / "imagined.png").shape[0] == 3

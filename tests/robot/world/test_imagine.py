@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from wams import job
 
+from flowrl.train.grids import from_png
 from robot.demonstrations import Episode
-from robot.learning import Windows
+from robot.learning import TwoWays, Windows
 from robot.learning.encoders import SensorStats
 from robot.normalise import NormStats
 from robot.types import ActionSpec
@@ -14,6 +16,7 @@ from robot.world import (
     MaskedSchedule,
     MixtureOfTransformers,
     StateFrames,
+    Tasks,
     WorldRecipe,
     imagine_episode,
     imagine_windows,
@@ -133,3 +136,21 @@ def test_sensors_that_have_no_place_cannot_be_drawn():
     frames = {"joints": torch.zeros(1, 1, 7)}
     with pytest.raises(ValueError, match=r"only pictures, keypoints and vectors of two or three numbers can be drawn, .*'joints': \(7,\)"):
         Imagined(seen=frames, real=frames, imagined=frames, times=torch.zeros(1, 1), stride=1).picture()
+
+
+def test_training_leaves_a_strip_of_held_out_frames_and_shows_it_in_the_report(tmp_path, quick_runs):
+    summary = job(tmp_path / "run", demonstrations=TwoWays(episodes=8), latents=StateFrames(keypoints=("keypoints",)), steps=2).run()
+    drawn = from_png(tmp_path / "run" / "imagined.png")
+    assert drawn.shape[1:] == (3 * 2 * 148 + 22, 64 + 3 * 148)
+    assert "data:image/png;base64" in summary.report.read_text(encoding="utf-8")
+
+
+def test_a_strip_is_drawn_of_the_first_task_and_none_of_bare_numbers(tmp_path):
+    tasks = Tasks(tasks={"one": TwoWays(episodes=6), "two": TwoWays(episodes=6, seed=1)})
+    for name, latents in (("points", StateFrames(keypoints=("keypoints",))), ("numbers", StateFrames(vectors=("state",)))):
+        lesson = job(tmp_path / name, demonstrations=tasks, latents=latents, validation_share=0.5).lesson()
+        module = lesson.begin(torch.device("cpu"))
+        (tmp_path / name).mkdir()
+        assert "frame_error" in lesson.validate(module)
+        assert module.training
+    assert [path.parent.name for path in tmp_path.rglob("*.png")] == ["points"]
