@@ -35,6 +35,7 @@ def test_the_future_of_a_window_is_as_far_ahead_as_asked_and_stays_at_an_episode
     future = windows.to("cpu").future(torch.tensor([0, 2, 4, 6]))["state"]  # steps 0, 2, 4 of episode 0, step 0 of episode 1
     assert future.shape == (4, 2, 1)
     assert future.squeeze(-1).tolist() == [[2, 4], [4, 5], [5, 5], [2, 2]]
+    assert windows.later[6].tolist() == [8, 8]  # of its own episode
     assert Windows.of(numbered(2).episodes, ["state"], horizon=1, history=1, first=0).later.shape == (2, 0)
 
 
