@@ -74,8 +74,15 @@ class Collector:
             update: Its number, from 0.
         """
         job, warm = self.job, update < self.job.warm_up_updates
-        tried = {"hold": job.hold, "antithetic": job.antithetic, "correlation": job.correlation}
-        noise = ExplorationNoise(seed=job.seed, update=update, steps=self.gate.steps, columns=self.gate.columns, **tried)
+        noise = ExplorationNoise(
+            seed=job.seed,
+            update=update,
+            steps=self.gate.steps,
+            columns=self.gate.columns,
+            hold=job.hold,
+            antithetic=job.antithetic,
+            correlation=job.correlation,
+        )
         explorer = Explorer(model=self.model, gate=self.gate, noise=noise, heed=self.heed)
         results = [] if warm else self._play(explorer, update)
         scores = self._held_out.play(explorer, update, job.group_size) if warm else Scores.of(results, job.reward, job.group_size)

@@ -47,7 +47,7 @@ class ExplorationNoise:
         columns: Multipliers of a step: one per latent, and one for the actions where they are gated.
         hold: How long a draw is kept.
         antithetic: Whether odd variations get the opposite of the even one before them.
-        correlation: Between the columns of a draw, in [0, 1): latents are then mostly moved together. Each column alone stays standard normal.
+        correlation: Between the columns of a draw, in [0, 1): near 1 latents are moved together. Each alone is standard normal.
     """
 
     seed: int

@@ -169,7 +169,7 @@ class TestReward:
             OutcomeReward(**weights)
 
     def test_a_reward_that_is_not_finite_is_named(self):
-        with pytest.raises(ValueError, match="the reward of seed 0 is .*inf"):
+        with pytest.raises(ValueError, match=r"the reward of seed 0 is .*inf"):
             scores([0.0, float("inf")])
 
 

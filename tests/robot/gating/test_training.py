@@ -80,7 +80,7 @@ def test_the_gate_learns_to_imagine_the_latent_that_tells(tmp_path, settings):
     multipliers = lines(tmp_path / "run")[-1]["multiplier"]
     assert multipliers[1] > 1.2
     assert lines(tmp_path / "run")[-1]["reward"] > 3 * lines(tmp_path / "run")[0]["reward"]  # rewards are negative errors here
-    assert [f"{found['success']:.3f} with the gate" in line for line in summary.lines()][0]
+    assert next(f"{found['success']:.3f} with the gate" in line for line in summary.lines())
 
 
 def test_nothing_but_the_gate_changes_and_no_gradient_leaves_it(tmp_path):
@@ -175,7 +175,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_weights(tmp_path, monkeyp
         return (value * torch.nan, metrics | {"loss": torch.tensor(torch.nan)}) if bad else (value, metrics)
 
     monkeypatch.setattr(Learner, "_loss", spoilt)
-    with pytest.raises(NonFiniteError, match="use a smaller optimizer.lr"):
+    with pytest.raises(NonFiniteError, match=r"use a smaller optimizer\.lr"):
         job(tmp_path / "run").run()
     assert check_complete(tmp_path / "run" / "checkpoints" / "update_000002") == 2
 
@@ -184,7 +184,7 @@ def test_a_run_is_not_resumed_on_another_model_or_with_other_settings(tmp_path):
     job(tmp_path / "run", updates=1).run()
     with pytest.raises(ConfigError, match="already holds a run; go on with --resume"):
         job(tmp_path / "run").run()
-    with pytest.raises(CheckpointError, match="another configuration .hold: step -> chunk."):
+    with pytest.raises(CheckpointError, match=r"another configuration \(hold: step -> chunk\)"):
         job(tmp_path / "run", hold="chunk").run(resume=True)
 
     class Disguised(TwoModes):
@@ -278,3 +278,38 @@ def test_gates_that_do_not_fit_are_refused_before_anything_is_written(tmp_path, 
     with pytest.raises(ConfigError, match=message):
         job(tmp_path / "run", **settings).run()
     assert not (tmp_path / "run").exists()
+
+
+def test_the_smoke_config_trains_resumes_and_trains_on(tmp_path):
+    from flowrl.config import instantiate, load_config
+
+    place = [f"run_dir={tmp_path / 'run'}"]
+    instantiate(load_config("smoke/robot_gate", [*place, "updates=2"])).run()
+    summary = instantiate(load_config("smoke/robot_gate", [*place, "updates=4"])).run(resume=True)
+    assert [line["update"] for line in lines(tmp_path / "run")] == [0, 1, 2, 3]
+    assert [line["update"] for line in lines(tmp_path / "run", "eval")] == [0, 2, 4]
+    assert load_gate(summary.checkpoint).steps == 3
+
+
+@pytest.mark.parametrize("name", ["robot/gate_pusht", "robot/gate_metaworld_push"])
+def test_the_remedies_are_a_line_each(name):
+    from flowrl.config import instantiate, load_config
+
+    held = instantiate(load_config(name))
+    assert (held.hold, held.antithetic) == ("episode", True)
+    demonstrations = ["target=robot.demonstrations.RobomimicHDF5", "path=x.hdf5"]
+    others = [
+        "hold=chunk",
+        "antithetic=false",
+        "correlation=0.8",
+        "start=[0.6,0.6,0.6,0.6]",
+        "groups=16",
+        "group_size=32",
+        "reward.success=0.0",
+        "gate.target=robot.ConstantGateConfig",
+        "warm_up.target=robot.gating.ActionErrorWarmUp",
+        *(f"warm_up.demonstrations.{line}" for line in demonstrations),
+    ]
+    changed = instantiate(load_config(name, others))
+    assert (changed.hold, changed.start, changed.correlation, changed.warm_up.updates) == ("chunk", (0.6,) * 4, 0.8, 20)
+    assert isinstance(changed.gate, ConstantGateConfig)
