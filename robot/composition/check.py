@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from robot.composition.member import Member
 
-__all__ = ["action_size", "check_actions", "check_sizes", "warn_of_mismatch"]
+__all__ = ["action_size", "check_actions", "check_asked_always", "check_sizes", "warn_of_mismatch"]
 
 _AVERAGED = ("none", "delta", "rot6d")
 _MISMATCH = math.log(1.25)
@@ -42,6 +42,20 @@ def check_actions(members: Sequence[Member]) -> None:
     sizes |= {member.label: size for member in members if member.dims is None and (size := _stats_size(member)) is not None}
     if len(set(sizes.values())) > 1:
         raise ValueError(f"the members' actions differ in their number of dimensions: {sizes}; say which are which with dims=…")
+
+
+def check_asked_always(members: Sequence[Member]) -> None:
+    """Refuse members whose velocities would be reused after resampling, which puts other states into the rows.
+
+    Raises:
+        ValueError: If a member is asked at some steps only.
+    """
+    for member in members:
+        if member.every > 1:
+            raise ValueError(
+                f"the operator 'fkc' resamples its particles at every step, so the velocities of {member.label} cannot be reused with "
+                f"every={member.every}; set every to 1, or take another operator"
+            )
 
 
 def check_sizes(members: Sequence[Member], dof: int) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from flowrl.errors import close_match
-from robot.composition.check import action_size, check_actions, warn_of_mismatch
+from robot.composition.check import action_size, check_actions, check_asked_always, warn_of_mismatch
 from robot.composition.frame import common_frame
 from robot.composition.guidance import Guidance
 from robot.composition.loop import BoundComposition, Composed, Loop, distinct_labels
@@ -51,7 +51,7 @@ class Composer:
             turn. The same numbers up to rounding.
 
     Raises:
-        ValueError: If the weights are negative or do not sum to one, the operator is unknown, or the members cannot be composed.
+        ValueError: If the weights are negative or do not sum to one, the operator is unknown, or the members cannot be composed (by it).
     """
 
     members: Sequence[Member]
@@ -73,6 +73,8 @@ class Composer:
             raise ValueError(f"clip must be > 0 normalised units, got {self.clip}; None does not clip")
         if self.operator == "average" and (self.guidance or any(callable(share) for share in self.shares)):
             raise ValueError("averaging finished actions knows no guidance and no weights that depend on the noise level; use convex")
+        if self.operator == "fkc":
+            check_asked_always([*self.members, *(term.member for term in self.guidance if term.member is not None)])
         checked_weights(self.shares)
         check_actions(self.members)
         if len(self.members) > 1:

@@ -223,6 +223,7 @@ def test_a_member_that_cannot_be_composed_is_refused_with_the_reason(settings, m
         (lambda: Composer([]), "at least one member"),
         (lambda: Composer([gaussian(0, 1)], (0.5, 0.5)), "2 weights for 1 members"),
         (lambda: compose(gaussian(0, 1), operator="convx"), "did you mean 'convex'"),
+        (lambda: compose(gaussian(0, 1, every=2), operator="fkc"), "'fkc' resamples .* cannot be reused with every=2; set every to 1"),
         (lambda: compose(gaussian(0, 1)).sample((2, 1, 1), sampler="od"), "did you mean 'ode'"),
         (lambda: compose(gaussian(0, 1)).sample((2, 1)), "has shape"),
         (lambda: compose(gaussian(0, 1)).sample((2, 1, 1), steps=0), "steps must be at least 1"),
