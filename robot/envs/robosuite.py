@@ -11,6 +11,8 @@ from robot.envs.quiet import quiet
 from robot.types import ActionSpec
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import gymnasium
 
     from robot.envs.base import Expert
@@ -109,7 +111,8 @@ class Robosuite:
         """A fresh scripted expert; the seed draws its manner (speed, heights, grasp, noise)."""
         from robot.envs.robosuite_experts import CanExpert, LiftExpert, SquareExpert
 
-        return {"Lift": LiftExpert, "Can": CanExpert, "Square": SquareExpert}[self.task](seed)
+        experts: dict[str, Callable[[int], Expert]] = {"Lift": LiftExpert, "Can": CanExpert, "Square": SquareExpert}
+        return experts[self.task](seed)
 
     def problems(self) -> list[str]:
         """What keeps the task from running here, each with its remedy."""

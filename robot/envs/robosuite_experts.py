@@ -7,6 +7,7 @@ away) begins anew with the object where it lies now.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -73,7 +74,7 @@ class Style:
         )
 
 
-class ScriptedExpert:
+class ScriptedExpert(ABC):
     """Acts out the plan of a subclass until the episode ends.
 
     Attributes:
@@ -98,9 +99,9 @@ class ScriptedExpert:
         while True:
             yield from self.attempt()
 
+    @abstractmethod
     def attempt(self) -> Actions:
         """Take the object from where it lies now to where it belongs."""
-        raise NotImplementedError
 
     def move(self, to: Vector, turn: float, grip: float) -> NDArray[np.float32]:
         """One action towards a place and a turn from where the hand is now, the way round that the wrist can go."""

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from robot.envs import Robosuite, check
-from robot.envs.robosuite_experts import PEG_BEARING, Style, peg_approach
+from robot.envs.robosuite_experts import PEG_BEARING, ScriptedExpert, Style, peg_approach
 from robot.envs.robosuite_hand import FORWARD, wrapped
 
 pytestmark = pytest.mark.skipif(bool(check.extra_problems("robosuite")), reason="; ".join(check.extra_problems("robosuite")))
@@ -31,6 +31,11 @@ def lift():
     env = source.make()
     yield env, source
     env.close()
+
+
+def test_an_expert_without_a_plan_cannot_be_made():
+    with pytest.raises(TypeError, match=r"abstract.*attempt"):
+        ScriptedExpert(0)
 
 
 def test_the_cube_is_lifted_with_legal_actions(lift):
