@@ -308,6 +308,32 @@ def test_a_foreign_package_is_named_by_the_distribution_that_installed_it(tmp_pa
     assert "(installed by robotframework); pip uninstall robotframework, or install" in message
 
 
+def test_a_range_in_a_file_is_no_number_in_base_60(write):
+    lines = [
+        "seeds: 5:20  # not 7:30",
+        "clock: [1:30, 10:20:30]",
+        "quoted: '2:30'",
+        "zeit: 0:50",
+        "inside: {a: 5:20}",
+        "ü: 3:15",
+        "number: 520",
+    ]
+    found = load_config(write("\n".join(lines)))
+    assert found == {
+        "seeds": "5:20",
+        "clock": ["1:30", "10:20:30"],
+        "quoted": "2:30",
+        "zeit": "0:50",
+        "inside": {"a": "5:20"},
+        "ü": "3:15",
+        "number": 520,
+    }
+
+
+def test_a_range_inside_an_override_is_no_number_in_base_60(write):
+    assert load_config(write("a: {b: 1}\n"), ["a={b: 5:20, c: [1:30]}"]) == {"a": {"b": "5:20", "c": ["1:30"]}}
+
+
 def test_a_range_on_the_command_line_is_no_number_in_base_60():
     from flowrl.config import load_config
 

@@ -6,11 +6,11 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
-from flowrl.config.overrides import apply_overrides
+from flowrl.config.overrides import apply_overrides, without_base_60
 from flowrl.errors import ConfigError, close_match
 
 if TYPE_CHECKING:
@@ -91,10 +91,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
 
 def _read(path: Path) -> DictConfig:
     try:
-        loaded = OmegaConf.load(io.StringIO(path.read_text(encoding="utf-8")))
+        loaded = OmegaConf.load(io.StringIO(without_base_60(path.read_text(encoding="utf-8"))))
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
-    except (YAMLError, OSError) as error:  # OmegaConf raises OSError for a file that holds one scalar
+    except (yaml.YAMLError, OSError) as error:  # OmegaConf raises OSError for a file that holds one scalar
         raise ConfigError(f"{path} is not a YAML mapping: {error}") from error
     if not isinstance(loaded, DictConfig) or not loaded:
         raise ConfigError(f"{path} must hold a mapping of keys to values, it holds {'a list' if loaded else 'nothing'}")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from flowrl.config.targets import fields_of, find_target
 from flowrl.errors import ConfigError, close_match
@@ -15,7 +15,9 @@ from flowrl.errors import ConfigError, close_match
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["apply_overrides"]
+__all__ = ["apply_overrides", "without_base_60"]
+
+_BASE_60 = re.compile(r"\d+(:\d+)+")
 
 
 def apply_overrides(config: dict[str, Any], overrides: Sequence[str]) -> None:
@@ -36,14 +38,27 @@ def apply_overrides(config: dict[str, Any], overrides: Sequence[str]) -> None:
         _apply(config, key.strip().split("."), _parse(text, raw))
 
 
+def without_base_60(text: str) -> str:
+    """The same YAML with quotes around seeds such as ``5:20``, which YAML 1.1 would read as a number in base 60.
+
+    Args:
+        text: YAML.
+
+    Raises:
+        YAMLError: If it is none.
+    """
+    tokens = [token for token in yaml.scan(text) if isinstance(token, yaml.ScalarToken) and token.plain and _BASE_60.fullmatch(token.value)]
+    for token in reversed(tokens):
+        text = f'{text[: token.start_mark.index]}"{token.value}"{text[token.end_mark.index :]}'
+    return text
+
+
 def _parse(text: str, raw: str) -> Any:
     if not raw.strip():
         raise ConfigError(f"override {text!r} has no value; write {text}null for none, or {text}\"''\" for empty text")
-    if re.fullmatch(r"\d+(:\d+)+", raw.strip()):  # seeds=0:20; YAML 1.1 would read a number in base 60
-        return raw.strip()
     try:
-        return OmegaConf.to_container(OmegaConf.create(f"value: {raw}"), resolve=False)["value"]  # type: ignore[index,call-overload]
-    except (YAMLError, OmegaConfBaseException) as error:
+        return OmegaConf.to_container(OmegaConf.create(without_base_60(f"value: {raw}")), resolve=False)["value"]  # type: ignore[index,call-overload]
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
         reason = getattr(error, "problem", None) or error
         raise ConfigError(f"the value of override {text!r} is not YAML ({reason}); put text with a colon or bracket in quotes") from error
 
