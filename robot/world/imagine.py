@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Imagined", "can_draw", "imagine_episode", "imagine_windows", "picture_rows"]
 
 _PICTURE_AXES = 3  # (channel, height, width)
-_PANEL, _DOT, _GAP, _LABEL, _TEXT = 144, 3, 4, 64, 12  # pixels
+_PANEL, _DOT, _GAP, _LABEL, _TEXT = 144, 3, 4, 76, 12  # pixels
 _ROOM = 0.08  # around the points, as a share of their extent
 _PAPER, _INK, _FRAME, _GHOST = "#ffffff", "#1c2127", "#d5dadf", "#9aa5b1"
 _COLOURS = ("#0072b2", "#d55e00", "#00855f", "#cc79a7")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -43,7 +44,7 @@ class ScheduleConfig(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Steps:
+class _Steps(ABC):
     """A grid, checked when the config is read.
 
     Attributes:
@@ -57,9 +58,9 @@ class _Steps:
     def __post_init__(self) -> None:
         self.build(1)
 
+    @abstractmethod
     def build(self, frames: int) -> Schedule:
         """See :class:`ScheduleConfig`."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)

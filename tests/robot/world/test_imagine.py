@@ -66,8 +66,8 @@ def model():
 
 def test_rows_of_pictures_lie_where_they_belong():
     drawn = picture_rows({"real": plain(RED, GREEN), "back": plain(GREEN, BLUE)})
-    width, height = (size // 2 for size in (drawn.width - 64, drawn.height - 4))
-    centres = [[drawn.getpixel((64 + width * column + 56, height * row + 56)) for column in range(2)] for row in range(2)]
+    width, height = (size // 2 for size in (drawn.width - 76, drawn.height - 4))
+    centres = [[drawn.getpixel((76 + width * column + 56, height * row + 56)) for column in range(2)] for row in range(2)]
     assert centres == [[RED, GREEN], [GREEN, BLUE]]
 
 
@@ -79,9 +79,9 @@ def test_a_strip_shows_what_was_seen_then_what_came_above_what_was_imagined():
         times=torch.zeros(1, 2),
         stride=4,
     ).picture()
-    columns, rows = ([64 + 116 * place + 56 for place in range(3)], [strip.height - 116 * 2 + 56, strip.height - 60])
+    columns, rows = ([76 + 116 * place + 56 for place in range(3)], [strip.height - 116 * 2 + 56, strip.height - 60])
     assert [[strip.getpixel((x, y)) for x in columns] for y in rows] == [[RED, GREEN, GREEN], [RED, BLUE, RED]]
-    assert strip.size == (64 + 3 * 116, 2 * 116 + 22)
+    assert strip.size == (76 + 3 * 116, 2 * 116 + 22)
 
 
 def test_points_are_drawn_to_one_scale_downwards_with_the_real_ones_as_rings():
@@ -90,12 +90,12 @@ def test_points_are_drawn_to_one_scale_downwards_with_the_real_ones_as_rings():
     strip = Imagined(seen={"agent": seen}, real={"agent": real}, imagined={"agent": imagined}, times=torch.zeros(1, 1), stride=1).picture()
     top, across = strip.height - 2 * 148, 148
     low, high = round(0.8 / 11.6 * 144), round(10.8 / 11.6 * 144)
-    assert strip.getpixel((64 + low, top + low)) == DOT
-    assert strip.getpixel((64 + across + high, top + high)) == DOT
-    assert strip.getpixel((64 + across + high, top + 148 + low)) == DOT
-    ring = strip.getpixel((64 + across + high, top + 148 + high - 4))
+    assert strip.getpixel((76 + low, top + low)) == DOT
+    assert strip.getpixel((76 + across + high, top + high)) == DOT
+    assert strip.getpixel((76 + across + high, top + 148 + low)) == DOT
+    ring = strip.getpixel((76 + across + high, top + 148 + high - 4))
     assert ring not in {DOT, (255, 255, 255)}
-    assert strip.getpixel((64 + across + high, top + 148 + high)) == (255, 255, 255)
+    assert strip.getpixel((76 + across + high, top + 148 + high)) == (255, 255, 255)
 
 
 def test_what_a_model_imagines_of_an_episode_lies_beside_the_frames_a_stride_apart(model):
@@ -123,7 +123,7 @@ def test_frames_left_as_noise_say_so(model):
     assert torch.equal(found.times, torch.ones(1, 3, dtype=torch.float64))
     shown = [found.picture(), Imagined(**{**vars(found), "times": torch.zeros(1, 3)}).picture()]
     assert shown[0].size == shown[1].size
-    assert shown[0].crop((64, 0, shown[0].width, 20)).tobytes() != shown[1].crop((64, 0, shown[0].width, 20)).tobytes()
+    assert shown[0].crop((76, 0, shown[0].width, 20)).tobytes() != shown[1].crop((76, 0, shown[0].width, 20)).tobytes()
 
 
 @pytest.mark.parametrize("steps", [(10,), (-1,), ()])
@@ -141,7 +141,7 @@ def test_sensors_that_have_no_place_cannot_be_drawn():
 def test_training_leaves_a_strip_of_held_out_frames_and_shows_it_in_the_report(tmp_path, quick_runs):
     summary = job(tmp_path / "run", demonstrations=TwoWays(episodes=8), latents=StateFrames(keypoints=("keypoints",)), steps=2).run()
     drawn = from_png(tmp_path / "run" / "imagined.png")
-    assert drawn.shape[1:] == (3 * 2 * 148 + 22, 64 + 3 * 148)
+    assert drawn.shape[1:] == (3 * 2 * 148 + 22, 76 + 3 * 148)
     assert "data:image/png;base64" in summary.report.read_text(encoding="utf-8")
 
 
