@@ -101,7 +101,7 @@ class _Imitation(Lesson):
             process=job.process,
             encoder=job.encoder,
             network=job.network,
-            sensors={name: stats.shape for name, stats in self.material.sensors.items()},
+            sensors=tuple((name, stats.shape) for name, stats in self.material.sensors.items()),
             action=self.material.action,
             horizon=job.horizon,
             first=job.present,

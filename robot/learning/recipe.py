@@ -30,7 +30,8 @@ class Recipe:
         process: What it was trained to undo.
         encoder: Observation to features.
         network: The backbone.
-        sensors: Shape of one frame of each sensor that it needs, as a policy sees it.
+        sensors: Name and shape of one frame of each sensor that it needs, as a policy sees it. Older files have a mapping, in which no
+            sensor could be called ``target``.
         action: What its actions mean.
         horizon: Control steps of a chunk.
         first: Index of the present control step in a chunk.
@@ -45,7 +46,7 @@ class Recipe:
     process: Process
     encoder: EncoderConfig
     network: NetworkConfig
-    sensors: Mapping[str, tuple[int, ...]]
+    sensors: tuple[tuple[str, tuple[int, ...]], ...] | Mapping[str, tuple[int, ...]]
     action: ActionSpec
     horizon: int
     first: int
@@ -62,7 +63,7 @@ class Recipe:
         Args:
             stats: Of the sensors; None where weights and statistics will be loaded.
         """
-        encoder = self.encoder.build(stats or {name: SensorStats(shape=tuple(shape)) for name, shape in self.sensors.items()})
+        encoder = self.encoder.build(stats or {name: SensorStats(shape=tuple(shape)) for name, shape in dict(self.sensors).items()})
         return encoder, self.network.build(self.action.dof, self.horizon, encoder.width)
 
     def policy(self, encoder: ObservationEncoder, network: nn.Module, stats: NormStats) -> FlowPolicy:

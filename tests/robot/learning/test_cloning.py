@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from demos import Given, job, numbered
+from demos import SPEC, Given, episode, job, numbered
 from safetensors.torch import load_file
 
 from flowrl.errors import CheckpointError, ConfigError, NonFiniteError
 from flowrl.train import AdamW
 from flowrl.train.checkpoint import check_complete
 from flowrl.train.metrics import MetricsLog, read_metrics
+from robot.demonstrations import Demonstrations
 from robot.learning import Diffusion, ImageEncoder, PolicyFile, StateEncoder, TwoWays, load_policy, read_training
 from robot.learning.session import Session
 
@@ -245,6 +246,14 @@ def test_a_chunk_begins_at_the_oldest_frame_unless_it_is_told_otherwise(tmp_path
     made.run()
     policy = load_policy(tmp_path / "run")
     assert (policy.first, policy.history) == (2, 3)
+
+
+def test_a_sensor_may_be_called_as_a_key_of_configs(tmp_path):
+    steps = np.linspace(-1, 1, 6)[:, None]
+    shown = episode(steps, np.tile(steps, 2), target=steps.astype(np.float32))
+    data = Given(demonstrations=Demonstrations(episodes=(shown, shown), action=SPEC))
+    job(tmp_path / "run", demonstrations=data, encoder=StateEncoder(sensors=("target",)), steps=1).run()
+    assert load_policy(tmp_path / "run").sensors == ("target",)
 
 
 def test_metrics_are_one_json_object_a_line(tmp_path):
