@@ -56,10 +56,7 @@ def denoise(net: JointTransformer, schedule: Schedule, rows: int, *, skip: bool 
     """One chunk per row."""
     seen = torch.randn(rows, 1, LAYOUT.tokens, LAYOUT.channels, generator=seeded_generator(1))
     noise = LAYOUT.noise(rows, seeded_generator(2))
-    state = Denoising(JointField(network=net), LAYOUT, Condition({"observed": seen}), noise, skip=skip)
-    while state.step < schedule.steps:
-        state.advance(*schedule.next(state))
-    return state
+    return Denoising(JointField(network=net), LAYOUT, Condition({"observed": seen}), noise, skip=skip).follow(schedule)
 
 
 def skipping(turns: int) -> list[dict[str, Any]]:

@@ -148,9 +148,7 @@ class WorldActionModel:
     def act(self, observation: Observation, generator: RandomSource = None) -> ActionChunk:
         """See :class:`robot.types.Policy`."""
         start = time.perf_counter()
-        state = self.begin(observation, generator)
-        while state.step < self.schedule.steps:
-            state.advance(*self.schedule.next(state))
+        state = self.begin(observation, generator).follow(self.schedule)
         return self.chunk(state, time.perf_counter() - start)
 
     def chunk(self, state: Denoising, seconds: float = 0.0) -> ActionChunk:

@@ -194,6 +194,19 @@ class Denoising:
         self.times, self.action_time = later, action
         self.step += 1
 
+    def follow(self, schedule: Schedule) -> Denoising:
+        """Take all steps that a schedule has left.
+
+        Args:
+            schedule: Times of frames and actions.
+
+        Returns:
+            Itself.
+        """
+        while self.step < schedule.steps:
+            self.advance(*schedule.next(self))
+        return self
+
     def _velocity(self, times: Tensor, *, actions_move: bool) -> Tensor:
         """Packed velocity; zeros for actions that wait, where that spares an evaluation."""
         if not (self._skip and isinstance(self.field, JointField) and not self.field.network.video_sees_action):

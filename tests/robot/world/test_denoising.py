@@ -11,10 +11,7 @@ SCHEDULES = {name: getattr(PerTokenSchedule, name)(6, 3) for name in ("shared", 
 
 
 def denoised(net, noise, condition, schedule, *, skip=True):
-    state = Denoising(JointField(network=net), LAYOUT, condition, noise, skip=skip)
-    while state.step < schedule.steps:
-        state.advance(*schedule.next(state))
-    return state
+    return Denoising(JointField(network=net), LAYOUT, condition, noise, skip=skip).follow(schedule)
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
