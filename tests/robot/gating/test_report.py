@@ -109,5 +109,5 @@ def test_the_heatmap_shows_latents_from_above_and_noise_bright(tmp_path):
 
 @pytest.mark.parametrize("schedules", [{}, {"a": SHARED, "b": [[1.0], [0.0]]}, {"a": [1.0, 0.0]}])
 def test_schedules_of_other_shapes_are_refused(tmp_path, schedules):
-    with pytest.raises(ValueError, match="times .step . 1, latent. of one shape"):
+    with pytest.raises(ValueError, match=r"times \(step \+ 1, latent\) of one shape"):
         write_heatmap(tmp_path / "schedule.png", schedules)

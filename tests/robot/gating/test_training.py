@@ -6,47 +6,20 @@ from dataclasses import replace
 
 import pytest
 import torch
+from gate_jobs import job, lines
 
 from flowrl.errors import CheckpointError, ConfigError, NonFiniteError, RatioGateError
 from flowrl.rl import PolicyGradient, PPOClip
 from flowrl.train import AdamW
 from flowrl.train.checkpoint import check_complete
-from robot import ConstantGateConfig, NoiseGateConfig
-from robot.gating import GateTraining, OutcomeReward
+from robot import ConstantGateConfig
+from robot.gating import OutcomeReward
 from robot.gating.file import GATES, load_gate
 from robot.gating.learner import Learner
 from robot.gating.rollouts import Explorer
 from robot.gating.session import Session
 from robot.gating.toy import TwoModes
 from robot.gating.toy_task import TwoModesTask
-
-GRADED = OutcomeReward(success=0.0, max_reward=1.0)
-SMALL = NoiseGateConfig(steps=3, width=8, layers=1, heads=2)
-
-
-def job(run_dir, **settings):
-    """Two groups of four, a small network, no evaluation."""
-    given = {
-        "model": TwoModes(),
-        "env": TwoModesTask(),
-        "gate": SMALL,
-        "seeds": "0:100",
-        "groups": 2,
-        "group_size": 4,
-        "updates": 4,
-        "epochs": 2,
-        "reward": GRADED,
-        "optimizer": AdamW(lr=3.0e-3, weight_decay=0.0),
-        "evaluation_seeds": None,
-        "rows": 8,
-        "seed": 1,
-    }
-    return GateTraining(run_dir=str(run_dir), **(given | settings))
-
-
-def lines(run_dir, kind="train"):
-    found = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [line for line in found if line["kind"] == kind]
 
 
 def untimed(found):
