@@ -29,6 +29,7 @@ from robot.search import CompositionEvaluation, WeightSearch
 from robot.types import ActionChunk, ActionSpec, Observation, Policy
 from robot.world.checkpoint import WorldActionFile
 from robot.world.images import ImageFrames
+from robot.world.imagine import imagine_episode
 from robot.world.latents import StateFrames
 from robot.world.network import MixtureOfTransformers
 from robot.world.training import WorldActionTraining
@@ -91,6 +92,7 @@ __all__ = [
     "WorldActionFile",
     "WorldActionModel",
     "WorldActionTraining",
+    "imagine_episode",
     "load_policy",
     "mcnemar_exact",
     "newcombe_interval",

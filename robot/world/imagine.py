@@ -74,9 +74,7 @@ def imagine_windows(model: WorldActionModel, windows: Windows, rows: Tensor, gen
         generator: Source of the noise.
     """
     observation = windows.observation(rows)
-    state = model.begin(observation, generator)
-    while state.step < model.schedule.steps:
-        state.advance(*model.schedule.next(state))
+    state = model.begin(observation, generator).follow(model.schedule)
     real = windows.future(rows)
     return Imagined(
         seen={name: observation.values[name][:, -1:].cpu() for name in model.codec.sensors},

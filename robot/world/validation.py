@@ -83,10 +83,7 @@ def validate(job: WorldActionTraining, module: Dreamer, windows: LatentWindows, 
 def _sampled(job: WorldActionTraining, module: Dreamer, condition: Condition, config: ScheduleConfig) -> Denoising:
     layout, schedule = module.network.layout, config.build(job.frames)
     noise = layout.noise(len(condition), seeded_generator(job.seed, 5)).to(condition.tensors["observed"].device)
-    state = Denoising(JointField(network=module.network), layout, condition, noise)
-    while state.step < schedule.steps:
-        state.advance(*schedule.next(state))
-    return state
+    return Denoising(JointField(network=module.network), layout, condition, noise).follow(schedule)
 
 
 def _rms(error: torch.Tensor) -> float:
