@@ -190,6 +190,14 @@ class TestScores:
         torch.testing.assert_close(found.advantages(GroupAdvantage()), torch.tensor([-1.0, 1.0, 0.0, 0.0, 0.0, 0.0]))
         assert found.metrics()["reward"] == pytest.approx(3.5)
 
+    def test_rounding_gives_a_crashed_episode_no_advantage(self):
+        """The mean of the others, put in its place, is not always the mean of the group to the last bit."""
+        drawn = torch.rand(200, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        rewards = torch.cat([drawn, torch.zeros(200, 1)], dim=1).flatten().tolist()
+        found = scores(rewards, group_size=7, crashed=range(6, 1400, 7)).advantages(GroupAdvantage()).reshape(200, 7)
+        assert float(found[:, 6].abs().max()) == 0
+        assert float(found[:, :6].abs().min()) > 0
+
     def test_a_group_that_crashed_altogether_says_nothing(self):
         found = scores([1.0, 3.0], crashed=(0, 1))
         assert found.informative.tolist() == [False]

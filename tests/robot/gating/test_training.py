@@ -90,6 +90,7 @@ def test_a_gate_that_scores_otherwise_than_it_decides_is_found_out(tmp_path, mon
         job(tmp_path / "run").run()
 
 
+@pytest.mark.slow
 def test_rows_workers_and_micro_batches_do_not_matter(tmp_path):
     ways = {"wide": {}, "narrow": {"rows": 3}, "parts": {"micro_batch": 3}, "processes": {"workers": 2}}
     for name, settings in ways.items():
