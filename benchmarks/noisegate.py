@@ -265,12 +265,17 @@ class Bench:
         env = self.task.env.make()
         frame = env.reset(seed=SELECTION_FROM)[0]
         env.close()
-        seen = Observation({name: torch.as_tensor(frame[name])[None, None].float() for name in self.model.sensors})
+        frames = {name: torch.as_tensor(frame[name])[None, None].float() for name in self.model.sensors}
+        seen = Observation({name: shown.repeat_interleave(self.model.history, dim=1) for name, shown in frames.items()})
         gates: Mapping[str, Schedule] = {name: load_gate(self.folder(name, 0) / GATES.name) for name in LEARNED if self.args.seeds}
         models = {arm: self.model.with_schedule(schedule) for arm, schedule in {**self.tables, **gates}.items()}
         ways = {arm: partial(model.act, seen, seeded_generator(0)) for arm, model in models.items()}
-        for arm, found in compare(ways, LATENCY_TURNS, "shared").items():
-            self.part.write(kind="latency", arm=arm, ms=found["ms"], ratio=found["ratio to shared"])
+        timed = compare(ways, LATENCY_TURNS, "shared")
+        self.part.write(
+            kind="latency",
+            ms={arm: found["ms"] for arm, found in timed.items()},
+            ratio={arm: found["ratio to shared"] for arm, found in timed.items()},
+        )
 
 
 def _learning(lines: list[dict[str, Any]]) -> dict[str, Any]:

@@ -79,9 +79,11 @@ class Comparison:
     p: float
     holm: float = math.nan
 
-    def cell(self, scale: float = 1.0) -> str:
-        """For a table."""
-        return f"{scale * self.difference:+.3g} [{scale * self.low:+.3g}, {scale * self.high:+.3g}], Holm p = {self.holm:.2g}"
+    def words(self, *, points: bool, test: bool = True) -> str:
+        """Difference and interval, in percentage points or as they are, and the test."""
+        scale, form = (100, "+.1f") if points else (1, "+.3g")
+        difference, low, high = (format(scale * value, form) for value in (self.difference, self.low, self.high))
+        return f"{difference}{' points' if points else ''} [{low}, {high}]" + (f", Holm p = {self.holm:.2g}" if test else "")
 
     @property
     def verdict(self) -> str:

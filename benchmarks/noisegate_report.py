@@ -48,7 +48,8 @@ def _head(found: list[Found]) -> str:
         "all arms play the same report seeds from the same noise. Success of single arms with 95 % Wilson intervals; differences of single "
         "arms paired (Newcombe, exact McNemar). Learned arms are pooled over training seeds: intervals resample report seeds (cluster "
         "bootstrap), tests flip the sign of each report seed's difference. They speak for new episodes of these gates, not for gates from "
-        "new training seeds: what those vary by, the column of each seed shows. Holm's correction is over all tests of a table.\n\n"
+        "new training seeds: what those vary by, the column of each seed shows. Holm's correction is over all tests of a table. "
+        "Latency: of one chunk at batch 1, against the shared schedule within the same turn.\n\n"
         "![Success of every arm, and the schedules](noisegate.png)"
     )
 
@@ -77,22 +78,19 @@ def _tests(found: Found) -> dict[tuple[str, str], Comparison]:
 
 def _answers(found: Found) -> str:
     """Sentences."""
-    tests, measure, scale = _tests(found), MEASURES[found.primary], 100 if found.primary == "success" else 1
-    unit = " points" if found.primary == "success" else ""
+    tests, measure, points = _tests(found), MEASURES[found.primary], found.primary == "success"
     best = "the shared schedule, which is also the best hand-made" if found.best == "shared" else f"the best hand-made ({found.best})"
     told = []
     for (way, other), test in tests.items():
         what = best if other == found.best else "the shared schedule"
-        told.append(
-            f"- **{way}** {test.verdict} {what}: {measure} {scale * test.difference:+.3g}{unit}, 95 % interval {scale * test.low:+.3g} to "
-            f"{scale * test.high:+.3g}, Holm p = {test.holm:.2g}."
-        )
+        told.append(f"- **{way}** {test.verdict} {what}: {measure} {test.words(points=points)}.")
     half = max((test.high - test.low) / 2 for test in tests.values())
+    reach = f"{100 * half:.1f} points" if points else f"{half:.2g}"
     highest = max(found.hand_made, key=lambda name: found.report[name].values(found.primary).mean())
     reached = found.report[highest].values(found.primary).mean()
     told.append(
-        f"- Intervals reach up to {scale * half:.2g}{unit} to either side; smaller differences cannot be seen here. Chosen on selection "
-        f"seeds: {found.best}; highest of those made by hand on the report seeds themselves: {highest}, {reached:.3f}."
+        f"- Intervals (95 %) reach up to {reach} to either side; smaller differences cannot be seen here. Chosen on selection seeds: "
+        f"{found.best}; highest of those made by hand on the report seeds themselves: {highest}, {reached:.3f}."
     )
     return "\n".join(told)
 
@@ -107,9 +105,9 @@ def _learned_table(found: Found) -> str:
         coverage = found.against(way, found.best, "max_reward")
         cells = [way, _mean(found, arms, "success"), ", ".join(f"{_rate(found, arm):.3f}" for arm in arms)]
         cells += [_mean(found, arms, "max_reward"), _mean(found, arms, "return")]
-        cells += [tests[way, other].cell() for other in others]
+        cells += [tests[way, other].words(points=found.primary == "success") for other in others]
         cells += [
-            f"{coverage.difference:+.3g} [{coverage.low:+.3g}, {coverage.high:+.3g}]",
+            coverage.words(points=False, test=False),
             _evaluations(found, arms),
             _latency(found, arms),
         ]
@@ -124,7 +122,7 @@ def _singles(found: Found) -> str:
     tests = corrected(found.single(arm, other) for arm in arms for other in others)
     rows = ["| gate | success |" + "".join(f" against {other} |" for other in others), "|---" * (2 + len(others)) + "|"]
     for index, arm in enumerate(arms):
-        cells = [test.cell() for test in tests[index * len(others) : (index + 1) * len(others)]]
+        cells = [test.words(points=True) for test in tests[index * len(others) : (index + 1) * len(others)]]
         rows.append(f"| {arm} | {_wilson(found, arm)} | " + " | ".join(cells) + " |")
     return "Each gate by itself (success):\n\n" + "\n".join(rows)
 
@@ -156,7 +154,11 @@ def _hand_made(found: Found) -> str:
         chosen = found.selection[name]
         title = f"**{name}** (chosen)" if name == found.best else name
         cells = [title, f"{chosen.values('success').mean():.3f}, {chosen.values('max_reward').mean():.3f}", _wilson(found, name)]
-        cells += [_mean(found, [name], "max_reward"), _mean(found, [name], "return"), tests[name].cell() if name in tests else "–"]
+        cells += [
+            _mean(found, [name], "max_reward"),
+            _mean(found, [name], "return"),
+            tests[name].words(points=True) if name in tests else "–",
+        ]
         cells += [_evaluations(found, [name]), _latency(found, [name])]
         rows.append("| " + " | ".join(cells) + " |")
     return "\n".join(rows)
@@ -200,7 +202,7 @@ def _evaluations(found: Found, arms: Sequence[str]) -> str:
 
 def _latency(found: Found, arms: Sequence[str]) -> str:
     """Against the shared schedule; gates of one way are equally fast, so one was timed."""
-    timed = {line["arm"]: line["ratio"]["median"] for line in found.kind("latency")}
+    timed = {arm: ratio["median"] for line in found.kind("latency") for arm, ratio in line["ratio"].items()}
     name = arms[0] if arms[0] in timed else arms[0].rpartition(" ")[0]
     return f"{timed[name]:.2f}" if name in timed else "–"
 

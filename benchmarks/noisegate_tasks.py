@@ -44,29 +44,30 @@ class Task:
     graded: OutcomeReward = field(default_factory=lambda: OutcomeReward(success=0.5, max_reward=0.5))
 
 
-def _metaworld(name: str, *, max_steps: int, steps: int = 5, execute: int | None = None) -> Task:
-    """One of Meta-World's tasks; its rewards go up to 10."""
-    short = name.replace("-", "_")
-    demonstrations, run_dir = f"runs/demonstrations/metaworld_{short}.hdf5", f"runs/wam_metaworld_{short}"
-    return Task(
-        title=f"Meta-World {name}",
-        env=MetaWorld(task=name, max_steps=max_steps),
-        record="robot/record_metaworld_push",
-        record_overrides=(f"env.task={name}", f"out={demonstrations}"),
-        train="robot/wam_metaworld_push",
-        train_overrides=(f"demonstrations.path={demonstrations}", f"run_dir={run_dir}"),
-        steps=steps,
-        execute=execute,
-        graded=OutcomeReward(success=0.5, max_reward=0.05),
-    )
-
+IN_METAWORLD = OutcomeReward(success=0.5, max_reward=0.05)  # its rewards go up to 10
 
 TASKS = {
     "pusht": Task(
-        title="PushT", env=PushT(), record="robot/record_pusht", record_overrides=("seeds='0:500'",), train="robot/wam_pusht", steps=5
+        title="PushT",
+        env=PushT(),
+        record="robot/record_pusht",
+        record_overrides=("seeds='0:500'",),
+        train="robot/wam_pusht",
     ),
-    "metaworld_push": _metaworld("push", max_steps=200),
-    "metaworld_peg_insert_side": _metaworld("peg-insert-side", max_steps=250),
+    "metaworld_peg": Task(
+        title="Meta-World peg-insert-side",
+        env=MetaWorld(task="peg-insert-side", max_steps=150),
+        record="robot/record_metaworld_peg",
+        train="robot/wam_metaworld_peg",
+        graded=IN_METAWORLD,
+    ),
+    "metaworld_push": Task(
+        title="Meta-World push",
+        env=MetaWorld(task="push", max_steps=200),
+        record="robot/record_metaworld_push",
+        train="robot/wam_metaworld_push",
+        graded=IN_METAWORLD,
+    ),
 }
 
 
