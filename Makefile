@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 WORKERS ?= 2
 
-.PHONY: demo demo-robot test format
+.PHONY: demo demo-robot demo-noisegate test format
 
 demo: .venv/installed
 	rm -rf runs/demo
@@ -12,6 +12,10 @@ demo: .venv/installed
 demo-robot: .venv/installed-robot
 	rm -rf runs/demo_robot
 	OMP_NUM_THREADS=1 $(BIN)/flowrl compose search configs/robot/compose_push.yaml run_dir=runs/demo_robot
+
+demo-noisegate: .venv/installed-pusht
+	rm -rf runs/demo_noisegate
+	OMP_NUM_THREADS=1 $(BIN)/flowrl train configs/robot/gate_demo.yaml run_dir=runs/demo_noisegate
 
 test: .venv/installed-dev
 	$(BIN)/ruff check .
@@ -36,6 +40,10 @@ $(BIN)/python:
 	$(BIN)/python -m pip install --quiet --editable ".[metaworld]"
 	touch $@ .venv/installed
 
+.venv/installed-pusht: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable ".[pusht]"
+	touch $@ .venv/installed
+
 .venv/installed-dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
-	touch $@ .venv/installed .venv/installed-robot
+	touch $@ .venv/installed .venv/installed-robot .venv/installed-pusht

@@ -49,10 +49,12 @@ IN_METAWORLD = OutcomeReward(success=0.5, max_reward=0.05)  # its rewards go up 
 TASKS = {
     "pusht": Task(
         title="PushT",
-        env=PushT(),
+        env=PushT(max_steps=150),
         record="robot/record_pusht",
         record_overrides=("seeds='0:500'",),
         train="robot/wam_pusht",
+        execute=4,
+        primary="max_reward",
     ),
     "metaworld_peg": Task(
         title="Meta-World peg-insert-side",

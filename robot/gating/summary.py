@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from robot.gating.heatmap import HEATMAP_FILE
+
 __all__ = ["GateSummary", "Progress"]
 
 
@@ -62,14 +64,23 @@ class GateSummary:
     is_main: bool = True
 
     def lines(self) -> list[str]:
-        """What the command line prints."""
-        found, told = self.evaluation, []
-        if found:
-            low, high = found["difference_95"]
-            told = [
-                f"success      {found['success']:.3f} with the gate, {found['shared/success']:.3f} with the shared schedule, "
-                f"{found['episodes']} paired episodes",
-                f"difference   {found['difference']:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}, McNemar p = {found['mcnemar_p']:.2g}",
-                f"final times  {' '.join(f'{time:.2f}' for time in found['final_time'])} (0 for the shared schedule)",
-            ]
-        return [*told, f"report       {self.report}", f"gate         {self.checkpoint}"]
+        """What the command line prints: before and after on the evaluation's episodes, and where to look further."""
+        found = self.evaluation
+        places = [f"report          {self.report}", f"gate            {self.checkpoint}"]
+        if not found:
+            return places
+        low, high = found["difference_95"]
+        rows = [
+            f"{found['episodes']} paired episodes   shared    gate   difference, 95 % interval",
+            f"success         {found['shared/success']:10.3f} {found['success']:7.3f}   "
+            f"{found['difference']:+.3f} ({low:+.3f} to {high:+.3f}), McNemar p = {found['mcnemar_p']:.2g}",
+        ]
+        if "max_reward" in found:
+            middle, half = found["max_reward_difference"], found["max_reward_difference_ci95"]
+            rows.append(
+                f"highest reward  {found['shared/max_reward']:10.3f} {found['max_reward']:7.3f}   {middle:+.3f} "
+                f"({middle - half:+.3f} to {middle + half:+.3f})"
+            )
+        times = " ".join(f"{time:.2f}" for time in found["final_time"])
+        picture = f"schedule        {self.run_dir / HEATMAP_FILE}, times of the latents after the last step: {times} (shared: 0)"
+        return [*rows, picture, *places]

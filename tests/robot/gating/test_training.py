@@ -53,7 +53,8 @@ def test_the_gate_learns_to_imagine_the_latent_that_tells(tmp_path, settings):
     multipliers = lines(tmp_path / "run")[-1]["multiplier"]
     assert multipliers[1] > 1.2
     assert lines(tmp_path / "run")[-1]["reward"] > 3 * lines(tmp_path / "run")[0]["reward"]  # rewards are negative errors here
-    assert next(f"{found['success']:.3f} with the gate" in line for line in summary.lines())
+    row = next(line.split() for line in summary.lines() if line.startswith("success"))
+    assert row[1:4] == [f"{found['shared/success']:.3f}", f"{found['success']:.3f}", f"{found['difference']:+.3f}"]
 
 
 def test_nothing_but_the_gate_changes_and_no_gradient_leaves_it(tmp_path):
