@@ -161,10 +161,11 @@ class Found:
         """Mean over arms, for each report seed."""
         return np.mean([self.report[arm].values(measure, self.seeds) for arm in arms], axis=0)
 
-    def success(self, name: str) -> tuple[float, float, float]:
-        """Mean and 95 % interval of an arm, or of a way of learning."""
-        values = self.pooled(self.learned.get(name, [name]), "success")
-        low, high = clustered(values) if name in self.learned else wilson_interval(int(values.sum()), len(values))
+    def interval(self, name: str, measure: str = "success") -> tuple[float, float, float]:
+        """Mean and 95 % interval of an arm, or of a way of learning: Wilson's for single success rates, else from resampled seeds."""
+        values = self.pooled(self.learned.get(name, [name]), measure)
+        single = measure == "success" and name not in self.learned
+        low, high = wilson_interval(int(values.sum()), len(values)) if single else clustered(values)
         return float(values.mean()), low, high
 
     def against(self, way: str, other: str, measure: str) -> Comparison:

@@ -1,4 +1,4 @@
-"""Pictures of ``benchmarks/noisegate.py``: success of every arm, and the schedules."""
+"""Pictures of ``benchmarks/noisegate.py``: what counts of every arm, and the schedules."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from noisegate_found import MEASURES
 from PIL import Image
 
 from robot.gating.heatmap import write_heatmap
@@ -80,15 +81,15 @@ def _successes(axes: Any, found: Found) -> None:
     names = [*found.hand_made, *found.learned]
     for row, name in enumerate(names):
         learned = name in found.learned
-        middle, low, high = found.success(name)
+        middle, low, high = found.interval(name, found.primary)
         errors = np.clip([[middle - low], [high - middle]], 0, None)
         colour = VERMILION if learned else BLUE
         axes.errorbar([middle], [row], xerr=errors, fmt="o", color=colour, markersize=5, capsize=3)
         if learned:
-            each = [found.pooled([arm], "success").mean() for arm in found.learned[name]]
+            each = [found.pooled([arm], found.primary).mean() for arm in found.learned[name]]
             axes.plot(each, [row + 0.25] * len(each), "|", color=colour, markersize=7)
-    axes.axvline(found.success(found.best)[0], color=GREY, linewidth=0.8, linestyle="--")
+    axes.axvline(found.interval(found.best, found.primary)[0], color=GREY, linewidth=0.8, linestyle="--")
     axes.set_yticks(range(len(names)), [f"{name} (chosen)" if name == found.best else name for name in names])
     axes.invert_yaxis()
-    axes.set_xlabel("success, 95 % interval")
+    axes.set_xlabel(f"{MEASURES[found.primary]}, 95 % interval")
     axes.set_title(f"{found.settings['title']}, {len(found.seeds)} report seeds", fontsize=10, loc="left")

@@ -98,16 +98,17 @@ def _answers(found: Found) -> str:
 def _learned_table(found: Found) -> str:
     tests = _tests(found)
     others = list(dict.fromkeys((found.best, "shared")))
+    other_measure = "max_reward" if found.primary == "success" else "success"
     rows = ["| learned | success | of each training seed | highest reward | return |" + "".join(f" against {name} |" for name in others)]
-    rows[0] += f" highest reward against {found.best} | evaluations per action (frames, actions) | latency |"
+    rows[0] += f" {MEASURES[other_measure]} against {found.best} | evaluations per action (frames, actions) | latency |"
     rows.append("|---" * (rows[0].count("|") - 1) + "|")
     for way, arms in found.learned.items():
-        coverage = found.against(way, found.best, "max_reward")
+        beside = found.against(way, found.best, other_measure)
         cells = [way, _mean(found, arms, "success"), ", ".join(f"{_rate(found, arm):.3f}" for arm in arms)]
         cells += [_mean(found, arms, "max_reward"), _mean(found, arms, "return")]
         cells += [tests[way, other].words(points=found.primary == "success") for other in others]
         cells += [
-            coverage.words(points=False, test=False),
+            beside.words(points=other_measure == "success", test=False),
             _evaluations(found, arms),
             _latency(found, arms),
         ]
@@ -187,7 +188,7 @@ def _rate(found: Found, arm: str) -> float:
 
 
 def _wilson(found: Found, arm: str) -> str:
-    return "{:.3f} [{:.3f}, {:.3f}]".format(*found.success(arm))
+    return "{:.3f} [{:.3f}, {:.3f}]".format(*found.interval(arm))
 
 
 def _mean(found: Found, arms: Sequence[str], measure: str) -> str:
