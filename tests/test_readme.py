@@ -10,10 +10,11 @@ from flowrl.cli.main import main
 from flowrl.config import config_path
 
 README = Path(__file__).parents[1] / "README.md"
+PAGES = sorted((README.parent / "docs").glob("*.md"))
 
 
-def _blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+def _blocks(language: str, page: Path = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
 
 
 def test_the_library_examples_run_and_give_the_pictures_they_name(monkeypatch, tmp_path):
@@ -42,7 +43,17 @@ def test_every_command_that_it_names_explains_itself(command, capsys):
     assert f"flowrl {command}" in capsys.readouterr().out
 
 
-def test_its_picture_is_there():
-    pictures = re.findall(r"!\[.*?\]\((.*?)\)", README.read_text(encoding="utf-8"))
-    assert pictures
-    assert all((README.parent / picture).is_file() for picture in pictures)
+@pytest.mark.parametrize("page", [README, *PAGES], ids=lambda page: page.name)
+def test_pictures_and_pages_that_it_links_are_there(page):
+    links = [link for link in re.findall(r"\]\((.*?)\)", page.read_text(encoding="utf-8")) if not link.startswith("http")]
+    assert links
+    assert not [link for link in links if not (page.parent / link.split("#")[0]).exists()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_examples_of_a_page_run(page, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for block in _blocks("python", page):
+        exec(compile(block, str(page), "exec"), names)
+    assert names
