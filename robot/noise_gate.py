@@ -91,14 +91,14 @@ class NoiseGate(Gate):
 
     @classmethod
     def for_model(cls, model: WorldActionModel, **settings: Any) -> Self:
-        """A fresh gate for a model, with as many steps as its present schedule where ``steps`` is not given.
+        """A fresh gate for a model, on its device, with as many steps as its present schedule where ``steps`` is not given.
 
         Args:
             model: Whose latents it will see.
             settings: Fields of :class:`NoiseGateConfig`.
         """
         layout = model.layout
-        return cls(layout.frames, layout.tokens, layout.channels, **({"steps": model.schedule.steps} | settings))
+        return cls(layout.frames, layout.tokens, layout.channels, **({"steps": model.schedule.steps} | settings)).to(model.device)
 
     @property
     def bias(self) -> nn.Parameter:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from flowrl.flow import Transition
+from samplers.per_token import LARGEST_MULTIPLIER
 
 __all__ = ["Decision", "inverse_multiplier", "multiplier"]
 
 _NODES = 64  # of the quadrature of the entropy
-_LARGEST = 2.0
 
 
 def multiplier(u: Tensor) -> Tensor:
@@ -24,7 +24,7 @@ def multiplier(u: Tensor) -> Tensor:
     Args:
         u: Decisions, any shape.
     """
-    return _LARGEST * torch.sigmoid(u)
+    return LARGEST_MULTIPLIER * torch.sigmoid(u)
 
 
 def inverse_multiplier(r: Tensor) -> Tensor:
@@ -36,9 +36,9 @@ def inverse_multiplier(r: Tensor) -> Tensor:
     Raises:
         ValueError: If one lies outside (0, 2).
     """
-    if not bool(((r > 0) & (r < _LARGEST)).all()):  # "not" also refuses NaN
+    if not bool(((r > 0) & (r < LARGEST_MULTIPLIER)).all()):  # "not" also refuses NaN
         raise ValueError(f"multipliers must lie in (0, 2), 1 being the shared schedule, got {r.tolist()}")
-    return torch.logit(r / _LARGEST)
+    return torch.logit(r / LARGEST_MULTIPLIER)
 
 
 @dataclass(frozen=True)

@@ -182,8 +182,9 @@ class Gate(nn.Module, ABC):
             view = View.of(run)
             decision = self.decide(view)
             u = decision.sample(noise(k).to(decision.mean))
-            counts = self._counts(run, k)
-            run.advance(*self._next_times(run, u))
+            later = self._next_times(run, u)
+            counts = self._counts(run, k, later[1])
+            run.advance(*later)
             drawn.append((u, decision.log_prob(u), counts, view.latents))
             times.append(run.times)
             action_times.append(run.action_time)
@@ -244,10 +245,12 @@ class Gate(nn.Module, ABC):
         boundary = "finish" if self.settings.boundary == "clamp" else self.settings.boundary
         return frames, BOUNDARIES[boundary](state.action_time, r[:, -1], grid, k)
 
-    def _counts(self, state: State, k: int) -> Tensor:
-        """See :attr:`GateRecord.counts`."""
-        times = state.times if self.settings.action == "shared" else torch.cat([state.times, state.action_time[:, None]], dim=1)
-        return (times > 0) & (k < self.steps - 1)
+    def _counts(self, state: State, k: int, action_later: Tensor) -> Tensor:
+        """See :attr:`GateRecord.counts`; a frame's decision is heard only by actions that still move in a later step."""
+        frames = (state.times > 0) & (action_later > 0).expand(len(state.times))[:, None]
+        if self.settings.action == "shared":
+            return frames
+        return torch.cat([frames, (state.action_time > 0)[:, None] & (k < self.steps - 1)], dim=1)
 
     def _check(self, state: State) -> None:
         """Refuse a chunk that is of another size or under way.

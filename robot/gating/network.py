@@ -67,7 +67,7 @@ class GateNetwork(nn.Module):
 
     def _pooled(self, frames: Tensor) -> Tensor:
         """Latents ``(batch, frame, token, channel)`` to features ``(batch, frame, width)``."""
-        h = self.encode(self.enter(frames) + self.place)
+        h = self.encode(self.enter(frames.to(self.place.dtype)) + self.place)
         h = self.pool(torch.cat([h.mean(2), h.amax(2)], dim=-1))
         return h * self.excite(h)
 

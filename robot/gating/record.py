@@ -59,7 +59,15 @@ class FixedLatents:
 
         Args:
             latents: ``(batch, frame, token, channel)`` or ``(batch, frame, channel)``; nothing was observed.
+
+        Raises:
+            ValueError: If they have other axes.
         """
+        if latents.ndim not in (_WITHOUT_TOKENS, _WITHOUT_TOKENS + 1):
+            raise ValueError(
+                "latents have the axes (batch, frame, token, channel), or (batch, frame, channel) where there is one token, "
+                f"got {tuple(latents.shape)}"
+            )
         self.latents = latents.unsqueeze(2) if latents.ndim == _WITHOUT_TOKENS else latents
         self.observed = None
         self.times = torch.ones(latents.shape[:2], dtype=torch.float64, device=latents.device)
@@ -105,8 +113,9 @@ class GateRecord:
         action_times: Of the actions, float64 ``(step + 1, batch)``, from 1 to 0.
         decisions: ``u``, ``(batch, step, column)``; multipliers are ``2·sigmoid(u)``.
         log_prob: Log-density of each multiplier when it was drawn, nats ``(batch, step, column)``.
-        counts: ``(batch, step, column)`` bool: whether a decision could change the actions. Not where the latent had reached 0, and not at
-            the last step: it moves the frames after the actions were asked for the last time, and the actions themselves to 0.
+        counts: ``(batch, step, column)`` bool: whether a decision could change the actions. Not where the latent had reached 0, not once
+            the actions have, and not at the last step: it moves the frames after the actions were asked for the last time, and the
+            actions themselves to 0.
         latents: What was seen of the noisy frames ``(batch, step, frame, token, channel)``; None for a gate that does not look.
         observed: And of the newest clean frame ``(batch, token, channel)``; None likewise.
     """

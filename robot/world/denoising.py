@@ -65,7 +65,7 @@ class JointField:
 
     def __call__(self, x_t: Tensor, t: Time, condition: Condition) -> Tensor:
         """See :class:`flowrl.flow.VelocityField`."""
-        return self.network(x_t, t, *self._given(condition), self._hidden(len(x_t)))
+        return self.network(x_t, t, *self._given(condition), self._hidden(x_t))
 
     def watch(self, x: Tensor, times: Tensor, condition: Condition, last: Watched | None, stale: Tensor) -> tuple[Watched, torch.Size]:
         """The video stream, evaluated where frames have moved since it was last.
@@ -98,14 +98,14 @@ class JointField:
 
     def act(self, x: Tensor, times: Tensor, condition: Condition, watched: Watched) -> Tensor:
         """The action stream, ``(batch, horizon, dof)``."""
-        return self.network.act(x, times, watched.seen, condition.tensors.get("features"), self._hidden(len(x)))
+        return self.network.act(x, times, watched.seen, condition.tensors.get("features"), self._hidden(x))
 
     @staticmethod
     def _given(condition: Condition) -> tuple[Tensor, Tensor | None]:
         return condition.tensors["observed"], condition.tensors.get("features")
 
-    def _hidden(self, rows: int) -> Tensor | None:
-        return None if self.hidden is None else self.hidden.expand(rows, -1)
+    def _hidden(self, x: Tensor) -> Tensor | None:
+        return None if self.hidden is None else self.hidden.to(x.device).expand(len(x), -1)
 
 
 def _put(into: Seen, rows: Tensor, some: Seen) -> Seen:
@@ -184,8 +184,13 @@ class Denoising:
             action_time: Of the actions after the step, ``()`` or ``(batch,)``.
 
         Raises:
-            ValueError: If a time lies outside [0, its present value].
+            ValueError: If there is not one time per row and frame, or a time lies outside [0, its present value].
         """
+        if times.shape != self.times.shape:
+            raise ValueError(
+                f"this chunk needs times (batch, frame) of shape {tuple(self.times.shape)}, got {tuple(times.shape)}; "
+                f"make the schedule for tokens={self.layout.frames}, one per predicted frame"
+            )
         later, action = times.to(self.times), action_time.to(self.times).expand(len(self))
         now, then = self.layout.times(self.times, self.action_time), self.layout.times(later, action)
         velocity = self._velocity(now.to(self.x.dtype), actions_move=bool((action < self.action_time).any()))

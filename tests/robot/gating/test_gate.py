@@ -7,6 +7,7 @@ from gate_world import LAYOUT, begin, network, noise, run, stirred
 
 from flowrl.shapes import seeded_generator
 from robot.gating import GateRecord, View
+from robot.gating.toy import TwoModes
 from robot.noise_gate import ConstantGate, ConstantGateConfig, NoiseGate, NoiseGateConfig
 from samplers import ODESampler, PerTokenSchedule, ShiftedGrid
 
@@ -162,6 +163,30 @@ def test_decisions_that_do_not_count_change_no_action_and_others_do():
     assert (moved > 1e-4).all()
 
 
+def test_once_gated_actions_have_arrived_no_decision_counts():
+    """By hand: at twice the pace the actions go 1, .6, .2, 0, 0, 0; what is decided for a frame at step k is heard from k + 1 on."""
+    gate = ConstantGate(3, action="gated")
+    with torch.no_grad():
+        gate.mean.copy_(torch.tensor([-2.0, -2.0, -2.0, 200.0]))  # frames hardly move, so that only the actions decide
+    record = gate.explore(begin(2), lambda k: torch.zeros(2, 4))
+    torch.testing.assert_close(record.action_times[:, 0], torch.tensor([1.0, 0.6, 0.2, 0.0, 0.0, 0.0], dtype=torch.float64))
+    assert record.counts[:, :, :3].tolist() == [[[step < 2] * 3 for step in range(5)]] * 2
+    assert record.counts[:, :, 3].tolist() == [[True, True, True, False, False]] * 2
+
+
+def test_a_gate_for_a_model_lives_where_the_model_does():
+    assert NoiseGate.for_model(TwoModes().load("meta")).log_std.device.type == "meta"
+
+
+def test_latents_of_another_precision_are_read_in_the_gate_s():
+    gate = stirred(NoiseGate(*SIZES))
+    rounded = torch.randn(2, *SIZES, generator=seeded_generator(3)).bfloat16()
+    times, log_prob = gate.sample(rounded, generator=seeded_generator(4))
+    expected = gate.sample(rounded.float(), generator=seeded_generator(4))
+    assert torch.equal(times, expected[0])
+    assert torch.equal(log_prob, expected[1])
+
+
 def test_gated_actions_end_at_zero_and_never_turn_back():
     gate = stirred(NoiseGate(*SIZES, action="gated"))
     record = gate.explore(begin(), noise(gate))
@@ -226,6 +251,8 @@ def test_states_that_do_not_fit_are_refused():
     gate = NoiseGate(*SIZES)
     with pytest.raises(ValueError, match=r"reads latents \(batch, 3, 2, 4\), got \(1, 3, 1, 4\)"):
         gate.sample(torch.zeros(1, 3, 4))
+    with pytest.raises(ValueError, match=r"axes \(batch, frame, token, channel\).*got \(4,\)"):
+        gate.sample(torch.zeros(4))
     with pytest.raises(ValueError, match="decides for 3 latents, the state has 2"):
         gate.sample(torch.zeros(1, 2, 2, 4))
     state = run(gate, begin())

@@ -90,6 +90,12 @@ def test_times_that_rise_or_leave_the_interval_are_refused(noise, condition, eit
     assert state.step == 1
 
 
+@pytest.mark.parametrize("tokens", [1, 2, 4])
+def test_a_schedule_of_another_number_of_frames_is_refused(noise, condition, tokens):
+    with pytest.raises(ValueError, match=rf"of shape \(5, 3\), got \(5, {tokens}\); make the schedule for tokens=3"):
+        denoised(network(), noise, condition, PerTokenSchedule.shared(2, tokens))
+
+
 def test_no_gradient_reaches_the_network(noise, condition):
     net = network()
     state = Denoising(JointField(network=net), LAYOUT, condition, noise)

@@ -64,6 +64,12 @@ def test_a_hidden_frame_is_cut_off_from_the_actions(noise, condition):
         assert not torch.allclose(*(LAYOUT.actions(open_eyed(x, 0.5, condition)) for x in (noise, other)))
 
 
+def test_hidden_frames_are_named_on_any_device(noise, condition):
+    elsewhere = type(condition)({name: value.to("meta") for name, value in condition.tensors.items()})
+    field = JointField(network=network().to("meta"), hidden=torch.tensor([False, True, False]))
+    assert field(noise.to("meta"), 0.5, elsewhere).device.type == "meta"
+
+
 def test_frames_do_not_see_actions_unless_they_are_told_to(noise, condition):
     other = noise.clone()
     other[:, -1] += 1
