@@ -18,7 +18,7 @@ class TimeGrid(Protocol):
     """Where a sampler evaluates the field."""
 
     def times(self) -> Tensor:
-        """Noise levels, float64 ``(steps + 1,)``, strictly decreasing."""
+        """Noise levels, float64 ``(steps + 1,)``, strictly decreasing; per token see :class:`samplers.PerTokenSchedule`."""
         ...
 
 

@@ -13,6 +13,7 @@ from flowrl.shapes import RandomSource, float_dtype
 from samplers.checks import check_at_least, check_inputs
 from samplers.evaluation import Evaluator
 from samplers.grids import TimeGrid, checked_times
+from samplers.per_token import PerTokenSchedule
 from samplers.solvers import Euler, Memory, Solver
 
 if TYPE_CHECKING:
@@ -28,13 +29,13 @@ class ODESampler:
     """Follows the flow from noise to data; its trajectories have final states and nothing to train on.
 
     Attributes:
-        grid: Noise levels.
+        grid: Noise levels; with Euler steps also a :class:`samplers.PerTokenSchedule`, whose tokens are the states' second axis.
         solver: Of the steps.
         max_batch: States per call of the field; None for all at once.
         group_size: Samples per prompt, each from noise of its own.
 
     Raises:
-        ValueError: If the grid does not decrease, or ``max_batch`` or ``group_size`` < 1.
+        ValueError: If the grid does not decrease, times per token meet another solver than Euler, or ``max_batch`` or ``group_size`` < 1.
     """
 
     grid: TimeGrid
@@ -43,7 +44,10 @@ class ODESampler:
     group_size: int = 1
 
     def __post_init__(self) -> None:
-        checked_times(self.grid.times())
+        if not isinstance(self.grid, PerTokenSchedule):
+            checked_times(self.grid.times())
+        elif not isinstance(self.solver, Euler):
+            raise ValueError(f"times per token need Euler steps, since a token may stay; got solver={self.solver}")
         check_at_least("max_batch", self.max_batch, 1, "leave it out to evaluate all states at once")
         check_at_least("group_size", self.group_size, 1, "it is the number of samples per prompt")
 
@@ -70,17 +74,29 @@ class ODESampler:
         """Follow the flow; see :class:`flowrl.flow.Sampler`. The generator is not used.
 
         Raises:
-            ValueError: If the rows of ``noise`` do not fit the prompts.
+            ValueError: If the rows of ``noise`` do not fit the prompts, or its tokens the grid.
         """
         del generator
         check_inputs(noise, condition, self.noise_rows())
         x = noise.to(float_dtype(noise))
         group = torch.arange(len(condition), device=x.device).repeat_interleave(self.group_size)
         evaluate, memory = Evaluator(field, condition, self.max_batch), Memory()
-        times = self.grid.times().to(x.device, x.dtype)[:, None].expand(-1, len(x))
+        times = self._times(x)
         for t, s in pairwise(times):
             x, memory = self.solver.step(evaluate(x, t, group), x, t, s, memory, evaluate.at(group))
         return _without_transitions(x, group, evaluate.network_evaluations)
+
+    def _times(self, x: Tensor) -> Tensor:
+        """Of every row, ``(steps + 1, row)``, or of its tokens, ``(steps + 1, row, token)``."""
+        times = self.grid.times().to(x.device, x.dtype)
+        if times.ndim == 1:
+            return times[:, None].expand(-1, len(x))
+        if times.shape[1] not in (1, len(x)) or times.shape[2:] != x.shape[1:2]:
+            raise ValueError(
+                f"the grid has times (step, batch, token) of shape {tuple(times.shape)}, the states are {tuple(x.shape)}; its "
+                f"tokens are those on the states' second axis, its batch is 1 or {len(x)}"
+            )
+        return times.expand(-1, len(x), -1)
 
 
 def _without_transitions(x: Tensor, group: Tensor, network_evaluations: int) -> Trajectory:

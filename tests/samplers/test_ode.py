@@ -3,7 +3,7 @@ import torch
 
 from flowrl.flow import Condition
 from flowrl.testing import GaussianField, check_sampler
-from samplers import DPMSolverPP2M, Euler, Heun, ODESampler, ShiftedGrid
+from samplers import DPMSolverPP2M, Euler, Heun, ODESampler, PerTokenSchedule, ShiftedGrid
 
 
 @pytest.mark.parametrize("solver", [Euler(), DPMSolverPP2M()], ids=["Euler", "DPM++ 2M"])
@@ -50,3 +50,34 @@ def test_guidance_counts_twice(curved, prompts, noise):
 def test_an_ode_sampler_that_cannot_work_is_refused_where_it_is_built(name):
     with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
         ODESampler(grid=ShiftedGrid(steps=4), **{name: 0})
+
+
+def test_tokens_may_have_times_of_their_own_by_hand():
+    """Velocity 2 everywhere: a token that goes from 1 to t falls by 2·(1 − t)."""
+    grid = PerTokenSchedule.constant((0.0, 0.5, 2.0), steps=4)
+    final = ODESampler(grid=grid).sample(lambda x, t, c: torch.full_like(x, 2.0), torch.zeros(5, 3, 2), Condition(rows=5)).final
+    torch.testing.assert_close(final, torch.tensor([0.0, -1.0, -2.0])[:, None].expand(5, 3, 2))
+
+
+def test_a_field_is_told_the_time_of_every_token_also_in_parts():
+    told, grid = [], PerTokenSchedule.from_increments(torch.rand(2, 5, 3, generator=torch.Generator().manual_seed(0)))
+
+    def field(x, t, condition):
+        told.append(t)
+        return x
+
+    ODESampler(grid=grid, max_batch=2).sample(field, torch.zeros(5, 3, 2), Condition(rows=5))
+    found = torch.cat(told).unflatten(0, (2, 5))
+    torch.testing.assert_close(found, grid.times()[:2].float())
+
+
+@pytest.mark.parametrize(("tokens", "batch"), [(2, 1), (3, 4)])
+def test_a_grid_of_other_tokens_or_rows_is_refused(tokens, batch):
+    grid = PerTokenSchedule.from_increments(torch.ones(1, batch, tokens))
+    with pytest.raises(ValueError, match=r"states are \(5, 3, 2\); its tokens are those on the states' second axis, its batch is 1 or 5"):
+        ODESampler(grid=grid).sample(lambda x, t, c: x, torch.zeros(5, 3, 2), Condition(rows=5))
+
+
+def test_times_per_token_need_euler_steps():
+    with pytest.raises(ValueError, match=r"need Euler steps.*Heun"):
+        ODESampler(grid=PerTokenSchedule.shared(4, 2), solver=Heun())

@@ -23,6 +23,14 @@ def test_a_shared_schedule_equals_the_standard_sampler_bit_for_bit(either_networ
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
+def test_every_schedule_is_a_grid_of_the_standard_sampler_bit_for_bit(either_network, noise, condition, name):
+    schedule = SCHEDULES[name]
+    rows = torch.cat([schedule.times(), schedule.action[:, None, None]], dim=2)  # the actions are the last row of a state
+    standard = ODESampler(grid=PerTokenSchedule(rows, schedule.action)).sample(JointField(network=either_network), noise, condition)
+    assert torch.equal(denoised(either_network, noise, condition, schedule, skip=False).x, standard.final)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
 def test_skipping_changes_no_result(either_network, noise, condition, name):
     whole, skipped = (denoised(either_network, noise, condition, SCHEDULES[name], skip=skip) for skip in (False, True))
     torch.testing.assert_close(skipped.x, whole.x, rtol=0, atol=1e-6)
