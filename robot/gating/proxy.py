@@ -14,10 +14,12 @@ from robot.execution import EpisodeKey
 from robot.gating.scores import Scores
 from robot.learning.material import Batches
 from robot.learning.windows import Windows, split_episodes
+from robot.world.tasks import TASK_SENSOR
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from robot.demonstrations.data import Episode
     from robot.gating.rollouts import Explorer
     from robot.world_action import WorldActionModel
 
@@ -56,7 +58,7 @@ class ActionErrorWarmUp:
             raise ConfigError(f"a warm-up needs updates >= 1, chunks >= 1 and held_out in (0, 1), got {given}; leave warm_up out for none")
 
     def load(self, model: WorldActionModel) -> Windows:
-        """The held-out episodes as chunks of the model.
+        """The held-out episodes as chunks of the model; of several tasks, those of the one that it is to do.
 
         Args:
             model: Whose sensors, history and horizon they are cut to.
@@ -70,10 +72,17 @@ class ActionErrorWarmUp:
                 f"the demonstrations act by {demonstrations.action.names}, the model by {model.action.names}; warm up on demonstrations of "
                 "the model's own kind"
             )
-        episodes = split_episodes(demonstrations, self.held_out, self.split_seed)[1]
+        episodes = _of_the_task(model, split_episodes(demonstrations, self.held_out, self.split_seed)[1])
         if episodes and (missing := [name for name in model.sensors if name not in episodes[0].observations]):
             raise ConfigError(f"the demonstrations lack {', '.join(missing)}, which the model reads")
         return Windows.of(episodes, model.sensors, horizon=model.horizon, history=model.history, first=0)
+
+
+def _of_the_task(model: WorldActionModel, episodes: list[Episode]) -> list[Episode]:
+    if model.task is None or not episodes or TASK_SENSOR not in episodes[0].observations:
+        return episodes
+    place = model.tasks.index(model.task)
+    return [episode for episode in episodes if episode.observations[TASK_SENSOR][0, place] == 1]
 
 
 class HeldOut:

@@ -1,7 +1,7 @@
 """The first updates on demonstrations: a reward without a simulator."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -19,12 +19,14 @@ from robot.gating.rollouts import Explorer
 from robot.gating.toy import TOY_ACTION, TwoModes
 from robot.gating.toy_task import TwoModesTask
 from robot.types import ActionSpec, Observation
+from robot.world import Tasks
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ups:
-    """Twenty episodes of three control steps; the action of step ``s`` in episode ``e`` is ``e + s / 10``."""
+    """Twenty episodes of three control steps; the action of step ``s`` in episode ``e`` is ``base + e + s / 10``."""
 
+    base: int = 0
     sensor: str = "place"
     action: ActionSpec = TOY_ACTION
 
@@ -32,7 +34,7 @@ class Ups:
         episodes = [
             Episode(
                 observations={self.sensor: np.zeros((3, 1), np.float32)},
-                actions=np.array([[number + step / 10] for step in range(3)], np.float32),
+                actions=np.array([[self.base + number + step / 10] for step in range(3)], np.float32),
                 rewards=np.zeros(3, np.float32),
                 dones=np.array([False, False, True]),
                 success=True,
@@ -54,6 +56,13 @@ def test_only_episodes_that_were_held_out_are_used():
     other = {int(action) for action in warm_up(split_seed=1).load(TwoModes().load()).actions[:, 0]}
     assert len(held_out) == len(other) == 6
     assert held_out != other
+
+
+@pytest.mark.parametrize("task", ["up", "down"])
+def test_of_several_tasks_only_that_of_the_model_is_imitated(task):
+    both = warm_up(demonstrations=Tasks(tasks={"up": Ups(), "down": Ups(base=100)}))
+    model = replace(TwoModes().load(), tasks=("up", "down"), task=task)
+    assert {bool(action >= 100) for action in both.load(model).actions[:, 0]} == {task == "down"}
 
 
 def test_the_reward_of_a_chunk_is_minus_its_distance_from_the_demonstrated_action():
