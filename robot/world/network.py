@@ -36,7 +36,8 @@ class MixtureOfTransformers:
         heads: Of the shared attention.
         head_width: Of a head.
         video_sees_action: Whether frames attend to actions. Where they do not, frames whose times do not move need no new evaluation.
-        frame_attention: ``full``, or ``causal``: a frame attends to itself and to earlier ones.
+        frame_attention: ``full``, or ``causal``: a frame attends to itself and to earlier ones. From the second layer on later frames still
+            reach it through the actions, unless ``video_sees_action`` is false.
 
     Raises:
         ValueError: If a size is out of range.
