@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -113,8 +113,7 @@ class PerTokenSchedule:
             raise ValueError(f"the schedule has {self.steps} steps, all of which are taken")
         if self.values.shape[1] not in (1, len(state)):
             raise ValueError(f"the schedule is of {self.values.shape[1]} rows, the sample has {len(state)}")
-        action = self.action if self.action is not None else shifted_times(self.steps)
-        return self.values[state.step + 1].expand(len(state), -1), action[state.step + 1]
+        return self.values[state.step + 1].expand(len(state), -1), cast("Tensor", self.action)[state.step + 1]
 
     @classmethod
     def shared(cls, steps: int, tokens: int, *, shift: float = 1.0) -> PerTokenSchedule:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -115,12 +116,16 @@ class Learner:
             Metrics averaged over optimiser steps (maxima for names ending in ``_max_dev``).
 
         Raises:
-            NonFiniteError: If a loss or gradient is not finite; the weights are then those before that optimiser step.
+            NonFiniteError: If a loss or gradient is not finite; like any other error it leaves everything as it was before the update.
         """
-        collected = []
-        for epoch in range(self.job.epochs):
-            order = torch.randperm(len(experience), generator=seeded_generator(self.job.seed, _STREAM, update, epoch))
-            collected += [self._optimizer_step(experience, rows) for rows in order.tensor_split(self.job.minibatches) if len(rows)]
+        before, collected = deepcopy(self.state_dict()), []
+        try:
+            for epoch in range(self.job.epochs):
+                order = torch.randperm(len(experience), generator=seeded_generator(self.job.seed, _STREAM, update, epoch))
+                collected += [self._optimizer_step(experience, rows) for rows in order.tensor_split(self.job.minibatches) if len(rows)]
+        except BaseException:
+            self.load_state_dict(before)
+            raise
         return _merged([(found, 1 / len(collected)) for found in collected])
 
     def _optimizer_step(self, experience: Experience, rows: Tensor) -> dict[str, float]:

@@ -12,8 +12,10 @@ from flowrl.shapes import seeded_generator
 from robot.demonstrations.data import DemonstrationSource
 from robot.execution import EpisodeKey
 from robot.gating.scores import Scores
+from robot.learning.files import NamesFile
 from robot.learning.material import Batches
 from robot.learning.windows import Windows, split_episodes
+from robot.world.checkpoint import WORLD_ACTION_MODELS
 from robot.world.tasks import TASK_SENSOR
 
 if TYPE_CHECKING:
@@ -56,6 +58,25 @@ class ActionErrorWarmUp:
         if self.updates < 1 or self.chunks < 1 or not 0 < self.held_out < 1:
             given = f"updates={self.updates}, chunks={self.chunks}, held_out={self.held_out}"
             raise ConfigError(f"a warm-up needs updates >= 1, chunks >= 1 and held_out in (0, 1), got {given}; leave warm_up out for none")
+
+    def check_split(self, source: object) -> None:
+        """Refuse another split than the model was trained with: it would imitate episodes that the model has seen.
+
+        Args:
+            source: Of the model; one without a file cannot be checked.
+
+        Raises:
+            ConfigError: If its file tells another share or seed.
+        """
+        if not isinstance(source, NamesFile):
+            return
+        trained = WORLD_ACTION_MODELS.read_training(source.file()).get("config", {})
+        theirs = (trained.get("validation_share", self.held_out), trained.get("seed", self.split_seed))
+        if theirs != (self.held_out, self.split_seed):
+            raise ConfigError(
+                f"warm_up: the model was trained with validation_share={theirs[0]} and seed={theirs[1]}; set held_out and split_seed to "
+                f"these instead of {self.held_out} and {self.split_seed}, or it imitates episodes that it has learned from"
+            )
 
     def load(self, model: WorldActionModel) -> Windows:
         """The held-out episodes as chunks of the model; of several tasks, those of the one that it is to do.

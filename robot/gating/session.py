@@ -218,6 +218,8 @@ def _check_runs_here(job: GateTraining) -> None:
         raise ConfigError(f"{job.env.name} cannot run here: " + "; ".join(problems))
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("the gate is trained by one process; start it with flowrl train, and spread its environments with workers")
+    if job.warm_up is not None:
+        job.warm_up.check_split(job.model)
     if job.gate.steps < _FEWEST_STEPS:
         raise ConfigError(f"a gate needs at least 2 denoising steps, got {job.gate.steps}: times after the last step are never read")
 

@@ -65,7 +65,8 @@ class GateTraining:
         hold: How long what is tried is kept: for a ``step``, a ``chunk``, or the whole ``episode`` (gSDE, arXiv:2005.05719, Sec. 3).
         antithetic: Whether member 2i + 1 of a group tries the opposite of member 2i.
         correlation: Between what is tried for the latents of a step, in [0, 1): near 1 they are moved together, which searches fewer
-            directions and each of them harder.
+            directions and each of them harder. Each decision is still scored on its own, so that the gradient is the joint one times the
+            correlation matrix: it still ascends.
         entropy_weight: Of the entropy of the decisions, added to the objective.
         start: Multipliers to begin at, one per latent; None begins at the shared schedule.
         warm_up: Updates on held-out demonstrations before any rollout; None for none.

@@ -155,6 +155,25 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_weights(tmp_path, monkeyp
     assert check_complete(tmp_path / "run" / "checkpoints" / "update_000002") == 2
 
 
+def test_an_update_that_fails_half_way_leaves_no_trace_in_the_checkpoint(tmp_path, monkeypatch):
+    """It fails at the second of its two optimiser steps; resumed, the run ends where one ends that never failed."""
+    loss, failed = Learner._loss, []
+
+    def spoilt(self, experience, rows):
+        if self.schedule.last_epoch == 3 and not failed:
+            failed.append(True)
+            raise RuntimeError("out of memory")
+        return loss(self, experience, rows)
+
+    job(tmp_path / "whole").run()
+    monkeypatch.setattr(Learner, "_loss", spoilt)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        job(tmp_path / "failed").run()
+    job(tmp_path / "failed").run(resume=True)
+    assert failed
+    assert_same_weights(weights(tmp_path / "failed"), weights(tmp_path / "whole"))
+
+
 def test_a_run_is_not_resumed_on_another_model_or_with_other_settings(tmp_path):
     job(tmp_path / "run", updates=1).run()
     with pytest.raises(ConfigError, match="already holds a run; go on with --resume"):

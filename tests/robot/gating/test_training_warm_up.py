@@ -10,7 +10,7 @@ import torch
 from flowrl.errors import ConfigError
 from flowrl.shapes import seeded_generator
 from flowrl.train import AdamW
-from robot import ConstantGate, ConstantGateConfig
+from robot import ConstantGate, ConstantGateConfig, WorldActionFile
 from robot.demonstrations.data import Demonstrations, Episode
 from robot.gating import ActionErrorWarmUp, GateTraining
 from robot.gating.noise import ExplorationNoise
@@ -131,3 +131,13 @@ def test_settings_that_cannot_work_are_refused(settings, message):
 def test_demonstrations_of_another_kind_are_refused(demonstrations, message):
     with pytest.raises(ConfigError, match=message):
         warm_up(demonstrations=demonstrations).load(TwoModes().load())
+
+
+def test_another_split_than_the_model_s_is_refused(tmp_path):
+    """The shipped model held out a tenth of its episodes with seed 0."""
+    model = WorldActionFile(path="assets/robot/wam_pusht.safetensors")
+    warm_up(held_out=0.1, split_seed=0).check_split(model)
+    with pytest.raises(ConfigError, match=r"validation_share=0\.1 and seed=0; set held_out and split_seed to these instead of 0\.1 and 3"):
+        warm_up(held_out=0.1, split_seed=3).check_split(model)
+    with pytest.raises(ConfigError, match=r"instead of 0\.2 and 0"):
+        warm_up(held_out=0.2, split_seed=0).check_split(model)
