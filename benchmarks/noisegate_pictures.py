@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from noisegate_found import MEASURES
+from noisegate_tasks import hand_made
 from PIL import Image
 
 from robot.gating.heatmap import write_heatmap
@@ -30,10 +31,11 @@ def draw(found: Sequence[Found], path: Path, picture: Path) -> None:
     Args:
         found: The tasks.
         path: Of the picture for the results.
-        picture: Of the schedules alone.
+        picture: Of the schedules alone; beside it, as ``schedules.png``, those made by hand.
     """
     picture.parent.mkdir(parents=True, exist_ok=True)
     schedules(found, picture)
+    gallery(picture.with_name("schedules.png"))
     heatmap = imread(picture)
     arms = max(len(one.hand_made) + len(one.learned) for one in found)
     high, wide = 0.27 * arms + 1.2, max(11.0, 5.5 * len(found))
@@ -46,6 +48,13 @@ def draw(found: Sequence[Found], path: Path, picture: Path) -> None:
     axes.imshow(heatmap)
     axes.set_axis_off()
     figure.savefig(path, dpi=130)
+
+
+def gallery(path: Path) -> None:
+    """Schedules made by hand, of five steps and four frames."""
+    steps, frames = 5, 4
+    shown = {name: table for name, table in hand_made(steps, frames).items() if not name.startswith("constant")}
+    write_heatmap(path, {name: table.times()[:, 0].tolist() for name, table in shown.items()}, latents=["+4", "+8", "+12", "+16"])
 
 
 def schedules(found: Sequence[Found], path: Path) -> None:
