@@ -9,8 +9,8 @@ For each task a world-action model is trained by the config's own command unless
 1. every hand-made schedule plays the selection seeds; the one with the highest primary measure is the best hand-made;
 2. gates are trained, with several training seeds and the same number of episodes each: ``constants`` (one multiplier per latent, an
    evolution strategy), ``gate`` (what is tried is kept for the episode, antithetic pairs, graded reward, from the shared schedule on),
-   ``gate, plain`` (as in the paper: fresh noise at each step, success alone) and ``gate, warm`` (``gate`` from the constants of the same
-   training seed on);
+   ``gate, plain`` (as in the paper: fresh noise at each step, success alone), ``gate, warm`` (``gate`` from the constants of the same
+   training seed on) and ``gate, fast`` (``gate`` at four times the learning rate);
 3. all of them play the report seeds, from the same initial states and the same noise;
 4. attention to predicted frames is cut, to see whether a frame at time 1 is as good as none.
 

@@ -53,8 +53,12 @@ def draw(found: Sequence[Found], path: Path, picture: Path) -> None:
 def gallery(path: Path) -> None:
     """Schedules made by hand, of five steps and four frames."""
     steps, frames = 5, 4
-    shown = {name: table for name, table in hand_made(steps, frames).items() if not name.startswith("constant")}
-    write_heatmap(path, {name: table.times()[:, 0].tolist() for name, table in shown.items()}, latents=["+4", "+8", "+12", "+16"])
+    tables = {name: table.times()[:, 0].tolist() for name, table in hand_made(steps, frames).items() if not name.startswith("constant")}
+    names, rows = list(tables), []
+    for three in (names[:3], names[3:]):
+        with Image.open(write_heatmap(path, {name: tables[name] for name in three}, latents=["+4", "+8", "+12", "+16"])) as image:
+            rows.append(image.convert("RGB"))
+    _stacked(rows).save(path)
 
 
 def schedules(found: Sequence[Found], path: Path) -> None:

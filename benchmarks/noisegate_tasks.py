@@ -99,6 +99,7 @@ LEARNED = {
     "gate": Learned(),
     "gate, plain": Learned(hold="step", antithetic=False, graded=False),
     "gate, warm": Learned(warm=True),
+    "gate, fast": Learned(lr=2.0e-3),
 }
 
 
