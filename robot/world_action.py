@@ -110,7 +110,15 @@ class WorldActionModel:
 
         Args:
             schedule: A :class:`samplers.PerTokenSchedule`, or a noise gate.
+
+        Raises:
+            ValueError: If it is no schedule.
         """
+        if not (isinstance(getattr(schedule, "steps", None), int) and callable(getattr(schedule, "next", None))):
+            raise ValueError(
+                f"a schedule has steps and next(state), {schedule!r} has not; give a PerTokenSchedule, such as "
+                f"PerTokenSchedule.masked(steps=5, tokens={self.layout.frames}), or a NoiseGate"
+            )
         return replace(self, schedule=schedule)
 
     def field(self) -> VelocityField:

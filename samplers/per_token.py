@@ -124,31 +124,37 @@ class PerTokenSchedule:
             tokens: Tokens, >= 1.
             shift: Of the grid, see :func:`flowrl.flow.shift_time`.
         """
-        return cls.constant((1.0,) * tokens, steps, shift=shift)
+        return cls.constant(1.0, steps, tokens, shift=shift)
 
     @classmethod
     def masked(cls, steps: int, tokens: int, *, shift: float = 1.0) -> PerTokenSchedule:
         """Tokens stay at 1: the actions are drawn as if nothing were imagined; see :meth:`shared`."""
-        return cls.constant((0.0,) * tokens, steps, shift=shift)
+        return cls.constant(0.0, steps, tokens, shift=shift)
 
     @classmethod
     def half(cls, steps: int, tokens: int, *, shift: float = 1.0) -> PerTokenSchedule:
         """Tokens go half as fast as the actions and end at 0.5; see :meth:`shared`."""
-        return cls.constant((0.5,) * tokens, steps, shift=shift)
+        return cls.constant(0.5, steps, tokens, shift=shift)
 
     @classmethod
-    def constant(cls, multipliers: Sequence[float], steps: int, *, shift: float = 1.0) -> PerTokenSchedule:
+    def constant(
+        cls, multipliers: Sequence[float] | float, steps: int, tokens: int | None = None, *, shift: float = 1.0
+    ) -> PerTokenSchedule:
         """Every token at its own constant pace.
 
         Args:
-            multipliers: Of the shared steps, one a token, in [0, 2].
+            multipliers: Of the shared steps, in [0, 2]: one a token, or a number for all of them.
             steps: Denoising steps, >= 1.
+            tokens: How many there are; needed with a number.
             shift: See :meth:`shared`.
 
         Raises:
-            ValueError: If there are none, or one lies outside [0, 2].
+            ValueError: If there are none or not ``tokens`` of them, or one lies outside [0, 2].
         """
-        check_at_least("tokens", len(multipliers), 1, "give one multiplier per token")
+        if isinstance(multipliers, int | float):
+            multipliers = (float(multipliers),) * (tokens or 0)
+        if len(multipliers) < 1 or tokens not in (None, len(multipliers)):
+            raise ValueError(f"give one multiplier per token, or a number and how many tokens; got {multipliers} and tokens={tokens}")
         if not all(0 <= r <= LARGEST_MULTIPLIER for r in multipliers):
             raise ValueError(
                 f"multipliers must lie in [0, {LARGEST_MULTIPLIER:g}], got {tuple(multipliers)}; 1 keeps pace with the actions"

@@ -98,10 +98,11 @@ def _config(config: str, overrides: list[str]) -> list[str]:
     """Print what the config amounts to; return its errors."""
     from flowrl.cli.console import row, say
     from flowrl.cli.doctor_robots import robot_parts
-    from flowrl.cli.doctor_training import training_parts
+    from flowrl.cli.doctor_training import gate_parts, training_parts
     from flowrl.config import instantiate, load_config, validate
     from flowrl.errors import ConfigError
     from flowrl.train import RLTrainer
+    from robot.gating import GateTraining
     from robot.learning.lesson import Training
 
     say()
@@ -117,6 +118,8 @@ def _config(config: str, overrides: list[str]) -> list[str]:
     say(row("config", f"{config} is valid: {type(component).__name__}"))
     if isinstance(component, RLTrainer):
         return _trainer(component)
+    if isinstance(component, GateTraining):
+        gate_parts(component)
     parts = robot_parts(component)
     return [*parts, *training_parts(component, WORLD_SIZES)] if isinstance(component, Training) else parts
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from robot.learning.files import NamesFile
+
 __all__ = ["robot_extras", "robot_parts", "simulators"]
 
 
@@ -48,6 +50,7 @@ def robot_parts(component: Any) -> list[str]:
         component: What the config describes.
     """
     from flowrl.cli.console import row, say
+    from robot.learning.files import NamesFile
 
     found = []
     for place, part in _parts(component, "config"):
@@ -56,9 +59,22 @@ def robot_parts(component: Any) -> list[str]:
             name = getattr(part, "name", type(part).__name__)
             say(row(place, f"{name} {'does not run here' if problems else 'runs here'}"))
             found += [f"{place}: {problem}" for problem in problems]
+        if isinstance(part, NamesFile):
+            found += _missing_file(place, part)
     if getattr(component, "videos", 0) and any(getattr(part, "opengl", False) for _, part in _parts(component, "config", inside=True)):
         found += [f"config.videos: {problem}; or set videos=0" for problem in _drawing() if not any(problem in known for known in found)]
     return found
+
+
+def _missing_file(place: str, part: NamesFile) -> list[str]:
+    from flowrl.cli.console import row, say
+    from flowrl.errors import CheckpointError
+
+    try:
+        say(row(place, part.file()))
+    except CheckpointError as error:
+        return [f"{place}: {error}"]
+    return []
 
 
 def _drawing() -> list[str]:

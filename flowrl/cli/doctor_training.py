@@ -7,9 +7,28 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from robot.gating import GateTraining
     from robot.learning.lesson import Training
 
-__all__ = ["training_parts"]
+__all__ = ["gate_parts", "training_parts"]
+
+
+def gate_parts(job: GateTraining) -> None:
+    """Print what each update of a gate's training rolls out.
+
+    Args:
+        job: The configuration.
+    """
+    from flowrl.cli.console import row, say
+    from flowrl.train.figures import figure
+    from robot.evaluation import parse_seeds
+
+    episodes, longest = job.groups * job.group_size, job.env.max_steps
+    say(row("groups", f"{job.groups} of {job.group_size} per update: {episodes} episodes, {job.rows} side by side"))
+    say(row("each update", f"at most {figure(episodes * longest)} control steps; {job.gate.steps} denoising steps a chunk of actions"))
+    say(row("the run", f"{job.updates} updates, {figure(job.updates * episodes)} episodes"))
+    if job.evaluation_seeds is not None:
+        say(row("evaluation", f"{len(parse_seeds(job.evaluation_seeds))} episodes of the gate and as many of the shared schedule"))
 
 
 def training_parts(job: Training, world_sizes: Sequence[int]) -> list[str]:

@@ -59,6 +59,9 @@ class LatentCodec(nn.Module, ABC):
 
         Args:
             frames: By sensor ``(batch, time, ...)``; pictures ``(batch, time, channel, height, width)`` in [0, 1].
+
+        Raises:
+            ValueError: If a sensor's frames are of another shape than those that the codec was built for.
         """
 
     @abstractmethod
@@ -118,6 +121,9 @@ class _StateCodec(LatentCodec):
         self.scale: Tensor
 
     def encode(self, frames: Mapping[str, Tensor]) -> Tensor:
+        for name, shape in self.shapes.items():
+            if tuple(frames[name].shape[2:]) != tuple(shape):
+                raise ValueError(f"a frame of {name} must be {tuple(shape)}, got (batch, time, …) = {tuple(frames[name].shape)}")
         raw = torch.cat([frames[name].float().flatten(2) for name in self.sensors], dim=-1)
         scaled = (raw - self.offset) / self.scale
         filled = nn.functional.pad(scaled, (0, self.tokens * self.channels - scaled.shape[-1]))

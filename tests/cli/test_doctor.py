@@ -207,3 +207,13 @@ def test_demonstrations_that_cannot_be_learned_from_are_a_problem(capsys, tmp_pa
     status, text = printed(capsys, "robot/wam_pusht", f"demonstrations.path={tmp_path / 'none.hdf5'}")
     assert status == 2
     assert "problem: config: there is no file" in text
+
+
+def test_a_gate_s_groups_are_told_and_a_model_that_is_not_there_stands_in_the_way(capsys):
+    status, text = printed(capsys, "robot/gate_demo")
+    assert status == 0
+    for line in ("8 of 8 per update: 64 episodes", "at most 9,600 control steps", "640 episodes", "wam_pusht.safetensors"):
+        assert line in text, line
+    status, text = printed(capsys, "robot/gate_demo", "model.path=runs/nowhere")
+    assert status == 2
+    assert "config.model: there is no world-action model runs/nowhere" in text

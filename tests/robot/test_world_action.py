@@ -93,3 +93,6 @@ def test_what_does_not_fit_is_refused():
         model(execute=5)
     with pytest.raises(ValueError, match=r"no goal"):
         model().act(Observation({"agent": torch.zeros(1, 1, 2)}))
+    for nothing in ("masked", None, PerTokenSchedule, torch.ones(6, 1, 2)):
+        with pytest.raises(ValueError, match=r"PerTokenSchedule\.masked\(steps=5, tokens=2\)"):
+            model().with_schedule(nothing)

@@ -45,6 +45,7 @@ def test_hand_made_schedules_by_hand():
     close(PerTokenSchedule.masked(2, 3).times()[:, 0], [[1.0] * 3] * 3)
     close(PerTokenSchedule.half(2, 1).times()[:, 0, 0], [1.0, 0.75, 0.5])
     close(PerTokenSchedule.constant((0.5, 2.0), 4).times()[:, 0], [[1, 1], [0.875, 0.5], [0.75, 0], [0.625, 0], [0.5, 0]])
+    close(PerTokenSchedule.constant(0.5, 2, tokens=2).times()[:, 0], [[1, 1], [0.75, 0.75], [0.5, 0.5]])
     close(PerTokenSchedule.pyramid(4, 3, lag=0.5).times()[:, 0], [[1, 1, 1], [0.5, 1, 1], [0, 0.5, 1], [0, 0, 0.5], [0, 0, 0]])
     close(PerTokenSchedule.from_increments(torch.tensor([[0.25], [1.0]])).times()[:, 0, 0], [1.0, 0.75, 0.0])
 
@@ -111,6 +112,8 @@ def test_next_serves_every_row_of_a_sample():
         (lambda: PerTokenSchedule(torch.ones(2, 1, 1), torch.tensor([1.0, 0.5])), r"must end at 0"),
         (lambda: PerTokenSchedule.shared(0, 2), r"steps"),
         (lambda: PerTokenSchedule.shared(2, 0), r"tokens"),
+        (lambda: PerTokenSchedule.constant(0.5, 3), r"or a number and how many tokens"),
+        (lambda: PerTokenSchedule.constant((0.5, 0.5), 3, tokens=3), r"got \(0\.5, 0\.5\) and tokens=3"),
         (lambda: PerTokenSchedule.constant((2.5,), 3), r"\[0, 2\], got \(2\.5,\)"),
         (lambda: PerTokenSchedule.video_first(1, 2), r"one for each of the two streams"),
         (lambda: PerTokenSchedule.video_first(4, 2, share=1.0), r"share must lie inside"),

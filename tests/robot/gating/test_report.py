@@ -1,6 +1,7 @@
 """The page about the training of a gate, and the picture of its schedule."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -57,6 +58,7 @@ def test_the_page_shows_before_and_after_the_schedule_and_the_curves(tmp_path):
     assert "+0.040 ± 0.014" in page
     assert "<code>0.62 0.00</code>" in page
     assert "Finished: 2 updates" in page
+    assert re.findall(r"<tr>\s*<td>(.*?)</td>", page) == ["0", "2"]
     assert "data:image/png;base64," in page
     for title in (
         "Success",

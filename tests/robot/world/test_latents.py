@@ -33,6 +33,12 @@ def test_decoding_gives_back_what_was_encoded(tokens):
         torch.testing.assert_close(found, frames[name])
 
 
+def test_frames_of_another_shape_are_refused():
+    codec = StateFrames(vectors=("agent",), keypoints=("points",)).build(STATS)
+    with pytest.raises(ValueError, match=r"a frame of points must be \(2, 2\), got \(batch, time, …\) = \(1, 1, 3, 2\)"):
+        codec.encode({"agent": torch.zeros(1, 1, 2), "points": torch.zeros(1, 1, 3, 2)})
+
+
 def test_foreign_sensors_are_refused():
     with pytest.raises(ConfigError, match="'gripper'"):
         StateFrames(vectors=("gripper",)).build(STATS)
