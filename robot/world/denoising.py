@@ -82,11 +82,11 @@ class JointField:
         Returns:
             What it gives now, and how many rows and predicted frames of each were evaluated.
         """
-        if last is None:
+        if last is not None and not bool(stale.any()):
+            return last, torch.Size((0, 0))
+        if last is None or bool(stale[:, 0].all()):  # from the first frame on, in every row: nothing to keep
             velocity, seen = self.network.watch(x, times, *self._given(condition))
             return Watched(velocity=velocity, seen=seen), velocity.shape[:2]
-        if not bool(stale.any()):
-            return last, torch.Size((0, 0))
         rows = stale.any(dim=1).nonzero().squeeze(1)
         first = 0 if self.network.order is None else int(stale.any(dim=0).nonzero()[0])
         start = self.network.observed + first if self.network.order is not None else 0
