@@ -57,7 +57,9 @@ def _head(found: list[Found]) -> str:
 def section(found: Found) -> str:
     """All about one task."""
     settings = found.settings
+    sizes = " ".join(f"--{name.replace('_', '-')} {settings[name]}" for name in ("groups", "group_size", "updates"))
     facts = (
+        f"`{COMMAND} --task {found.name} {sizes} --select {len(found.selection[found.best])} --episodes {len(found.seeds)}`\n\n"
         f"{settings['steps']} denoising steps, {settings['execute']} actions of a chunk executed, episodes of at most "
         f"{settings['env'].get('max_steps')} control steps; {len(found.seeds)} report seeds, "
         f"{len(found.selection[found.best])} selection seeds. What counts: {MEASURES[found.primary]}."
