@@ -136,9 +136,7 @@ class CutBeside:
         return self.table.next(state)
 
     def _actions(self, model: WorldActionModel, state: Denoising, x: torch.Tensor) -> torch.Tensor:
-        run = Denoising(model.field(), state.layout, state.condition, x)
-        while run.step < self.steps:
-            run.advance(*self.table.next(run))
+        run = Denoising(model.field(), state.layout, state.condition, x).follow(self.table)
         return run.actions.clamp(-1, 1)
 
 

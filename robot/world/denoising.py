@@ -88,8 +88,9 @@ class JointField:
             velocity, seen = self.network.watch(x, times, *self._given(condition))
             return Watched(velocity=velocity, seen=seen), velocity.shape[:2]
         rows = stale.any(dim=1).nonzero().squeeze(1)
-        first = 0 if self.network.order is None else int(stale.any(dim=0).nonzero()[0])
-        start = self.network.observed + first if self.network.order is not None else 0
+        causal = self.network.order is not None
+        first = int(stale.any(dim=0).nonzero()[0]) if causal else 0
+        start = self.network.observed + first if causal else 0
         kept = tuple((keys[rows], values[rows]) for keys, values in last.seen)
         velocity, seen = self.network.watch(x[rows], times[rows], *self._given(condition[rows]), kept=kept, start=start)
         merged = last.velocity.clone()

@@ -36,6 +36,4 @@ def noise(gate, rows=6, seed=2):
 
 
 def run(schedule, state):
-    while state.step < schedule.steps:
-        state.advance(*schedule.next(state))
-    return state
+    return state.follow(schedule)
