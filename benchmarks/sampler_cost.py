@@ -21,8 +21,6 @@ import argparse
 import gc
 import json
 import os
-import platform
-import statistics
 import time
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -31,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from turns import machine, spread
 
 from flowrl.config import asset_path
 from flowrl.flow import Condition, FlowSDE, VelocityField
@@ -195,7 +194,7 @@ def compare(rollout: Rollout, turns: int) -> dict[str, Any]:
             raise RuntimeError(f"the samples of {name} and flowrl differ by {difference}: the comparison would be of different mathematics")
     wall, cpu = _timed(rollout, turns)
     ratios = {
-        f"{clock} ratio to {name}": _spread([ours / theirs for ours, theirs in zip(taken["flowrl"], taken[name], strict=True)])
+        f"{clock} ratio to {name}": spread([ours / theirs for ours, theirs in zip(taken["flowrl"], taken[name], strict=True)])
         for clock, taken in (("wall", wall), ("cpu", cpu))
         for name in differences
     }
@@ -203,8 +202,8 @@ def compare(rollout: Rollout, turns: int) -> dict[str, Any]:
         "strides": list(rollout.strides),
         "evaluations": evaluations,
         "largest difference to flowrl": differences,
-        "wall_seconds": {name: _spread(taken) for name, taken in wall.items()},
-        "cpu_seconds": {name: _spread(taken) for name, taken in cpu.items()},
+        "wall_seconds": {name: spread(taken) for name, taken in wall.items()},
+        "cpu_seconds": {name: spread(taken) for name, taken in cpu.items()},
         **ratios,
     }
 
@@ -221,10 +220,6 @@ def _timed(rollout: Rollout, turns: int) -> tuple[dict[str, list[float]], dict[s
             wall[name].append(time.perf_counter() - starts[0])
             cpu[name].append(time.process_time() - starts[1])
     return wall, cpu
-
-
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
 def peak_states(field: VelocityField, noise: Tensor, condition: Condition, steps: int) -> int:
@@ -298,7 +293,7 @@ def main() -> None:
         "comparisons": [compare(rollout, arguments.turns) for rollout in rollouts],
         "peak_states": {steps: peak_states(field, noise, condition, steps) for steps in (8, 16, 32, 64)},
         "load_average": {"before": load_before, "after": os.getloadavg()},
-        "machine": f"{os.cpu_count()} CPU cores, 1 thread, torch {torch.__version__}, Python {platform.python_version()}",
+        "machine": machine(),
     }
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "sampler_cost.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
