@@ -92,7 +92,13 @@ class _Imitation(Lesson):
     """Windows, and the networks that imitate them."""
 
     def __init__(self, job: BehaviourCloning) -> None:
-        cut = Cut(sensors=job.encoder.needs, horizon=job.horizon, history=job.encoder.history, first=job.present)
+        cut = Cut(
+            sensors=job.encoder.needs,
+            horizon=job.horizon,
+            history=job.encoder.history,
+            first=job.present,
+            scaling=job.action_scaling,
+        )
         self.material = Material.of(job.demonstrations.load(), cut, job)
         check_clip(self.material, job.sampling.clip, f"action_scaling={job.action_scaling}", "sampling.clip")
         self.facts, self.examples = self.material.facts, len(self.material.train)

@@ -37,11 +37,6 @@ class Choices(Protocol):
         """Of the split."""
         ...
 
-    @property
-    def action_scaling(self) -> str:
-        """A constructor of :class:`robot.normalise.NormStats`."""
-        ...
-
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
@@ -53,6 +48,7 @@ class Cut:
         history: Frames that are seen.
         first: Index of the present in a chunk.
         ahead: Control steps to future frames.
+        scaling: How actions are normalised, a constructor of :class:`robot.normalise.NormStats`.
     """
 
     sensors: tuple[str, ...]
@@ -60,6 +56,7 @@ class Cut:
     history: int
     first: int = 0
     ahead: tuple[int, ...] = ()
+    scaling: str = "min_max"
 
     def windows(self, episodes: Sequence[Episode]) -> Windows:
         """Of some episodes."""
@@ -93,7 +90,7 @@ class Material:
         Args:
             demonstrations: All episodes.
             cut: Into what.
-            choices: What to hold out, and how actions are scaled.
+            choices: What to hold out.
 
         Raises:
             ConfigError: If there is no episode, a sensor is missing, or a number is not finite.
@@ -101,7 +98,7 @@ class Material:
         _check(demonstrations, cut.sensors)
         train, held_out = split_episodes(demonstrations, choices.validation_share, choices.seed)
         windows, ranges = cut.windows(train), sensor_stats(train)
-        stats: NormStats = getattr(NormStats, choices.action_scaling)(windows.actions)
+        stats: NormStats = getattr(NormStats, cut.scaling)(windows.actions)
         return cls(
             train=windows,
             validation=cut.windows(held_out) if held_out else None,

@@ -127,6 +127,7 @@ class WorldActionTraining(Training):
             horizon=self.horizon,
             history=max(self.observed, self.encoder.history if self.encoder else 1),
             ahead=tuple(self.stride * place for place in range(1, self.frames + 1)),
+            scaling=self.action_scaling,
         )
 
     def lesson(self) -> WorldActionLesson:

@@ -69,8 +69,6 @@ class ImageVAE(Training):
     optimizer: AdamW = field(default_factory=lambda: AdamW(lr=2.0e-3, schedule="cosine", warmup_steps=50))
     ema_decay: float | None = 0.99
 
-    action_scaling: ClassVar[str] = "min_max"  # no part of it: the cut of the demonstrations asks
-
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.kl_weight >= 0:
