@@ -17,8 +17,11 @@ from robot.types import ActionChunk, ActionSpec, Observation
 from robot.world.denoising import Denoising, JointField, Schedule
 from robot.world.latents import LatentCodec
 from robot.world.network import JointTransformer
+from robot.world.recipe import WorldModules
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from flowrl.flow import VelocityField
     from flowrl.shapes import RandomSource
     from robot.world.layout import Layout
@@ -79,6 +82,11 @@ class WorldActionModel:
                 f"this model knows the tasks {', '.join(self.tasks)}; set task to one of them, got {self.task!r}"
                 f"{close_match(self.task or '', self.tasks)}"
             )
+
+    @property
+    def parts(self) -> dict[str, nn.Module]:
+        """Its networks by name, as in a file."""
+        return WorldModules(codec=self.codec, network=self.network, encoder=self.encoder).parts
 
     @property
     def layout(self) -> Layout:

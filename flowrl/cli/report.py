@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import argparse
 
-
 __all__ = ["add_arguments", "run"]
 
 

@@ -102,6 +102,7 @@ def save_gate(
     *,
     source: PolicySource | None = None,
     training: Mapping[str, Any] | None = None,
+    fingerprint: str | None = None,
 ) -> Path:
     """Write a gate, whole or not at all.
 
@@ -111,6 +112,7 @@ def save_gate(
         model: On this.
         source: Where the model came from.
         training: JSON-like facts: ``config``, ``updates`` and so on.
+        fingerprint: Of the model, where it is known already; None computes it, which reads all of its weights.
 
     Raises:
         CheckpointError: If it cannot be written.
@@ -122,7 +124,7 @@ def save_gate(
         tokens=layout.tokens,
         channels=layout.channels,
         model=source,
-        model_sha256=model_fingerprint(model),
+        model_sha256=fingerprint or model_fingerprint(model),
     )
     return GATES.save(path, recipe, module_tensors({"gate": gate}), training)
 
@@ -151,8 +153,7 @@ def model_fingerprint(model: WorldActionModel) -> str:
     Args:
         model: On any device.
     """
-    modules = {"codec": model.codec, "network": model.network} | ({} if model.encoder is None else {"encoder": model.encoder})
-    tensors = module_tensors(modules) | stats_tensors(model.stats)
+    tensors = module_tensors(model.parts) | stats_tensors(model.stats)
     return digest({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, {})
 
 

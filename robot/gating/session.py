@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import time
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -162,7 +161,12 @@ class Session:
             torch.save({"progress": self.progress.state_dict(), **self.learner.state_dict()}, staging / _STATE_FILE)
             with self.learner.released():
                 save_gate(
-                    staging / GATES.name, self.gate, self.model, source=self.job.model, training={"config": self.config, "updates": update}
+                    staging / GATES.name,
+                    self.gate,
+                    self.model,
+                    source=self.job.model,
+                    training={"config": self.config, "updates": update},
+                    fingerprint=self.progress.model,
                 )
             (staging / CONFIG_FILE).write_text(yaml.safe_dump(self.config, sort_keys=False), encoding="utf-8")
         self._saved = update
@@ -199,10 +203,7 @@ class Session:
     def _finish(self) -> GateSummary:
         """Publish the gate, write the report."""
         folder = self.job.folder
-        gate = folder / GATES.name
-        part = gate.with_name(GATES.name + ".part")
-        shutil.copyfile(self.checkpoints.path(self.progress.update) / GATES.name, part)
-        part.replace(gate)
+        gate = GATES.publish(self.checkpoints.path(self.progress.update), folder)
         record = write_report(folder)
         return GateSummary(
             run_dir=folder,
@@ -226,9 +227,8 @@ def _check_runs_here(job: GateTraining) -> None:
 
 def _frozen(model: WorldActionModel) -> WorldActionModel:
     """Nothing of it is trained."""
-    for part in (model.codec, model.network, model.encoder):
-        if part is not None:
-            part.requires_grad_(requires_grad=False).eval()
+    for part in model.parts.values():
+        part.requires_grad_(requires_grad=False).eval()
     return model
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -104,6 +105,18 @@ class FileKind:
         except OSError as error:
             part.unlink(missing_ok=True)
             raise CheckpointError(f"could not write the {self.noun} {path}: {error}; free some space and save again") from error
+
+    def publish(self, checkpoint: Path, folder: Path) -> Path:
+        """Copy the file of a checkpoint into its run folder, whole or not at all.
+
+        Args:
+            checkpoint: Its folder.
+            folder: Of the run.
+        """
+        published = folder / self.name
+        part = published.with_name(self.name + ".part")
+        shutil.copyfile(checkpoint / self.name, part)
+        return part.replace(published)
 
     def load(self, path: str | Path) -> tuple[Any, dict[str, Tensor]]:
         """Recipe and tensors, checked.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from typing import TYPE_CHECKING, Any, cast
 
@@ -211,19 +210,15 @@ class Session:
         """Publish the model file, draw the curve, write the report."""
         from robot.learning.report import REPORT_FILE, write_report
 
-        folder, is_main = self.job.folder, self.accelerator.is_main_process
-        kind = self.job.kind
-        published = folder / kind.name
+        folder, kind, is_main = self.job.folder, self.job.kind, self.accelerator.is_main_process
         if is_main:
-            part = published.with_name(kind.name + ".part")
-            shutil.copyfile(self.checkpoints.path(self.progress.step) / kind.name, part)
-            part.replace(published)
+            kind.publish(self.checkpoints.path(self.progress.step), folder)
             write_report(folder, type(self.job))
         self.accelerator.wait_for_everyone()
         return TrainingSummary(
             run_dir=folder,
             updates=self.progress.step,
-            checkpoint=published,
+            checkpoint=folder / kind.name,
             noun=kind.noun,
             is_main=is_main,
             report=folder / REPORT_FILE,
