@@ -14,9 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flowrl.errors import require
-from robot.envs.needs import library_problems
-from robot.types import ActionSpec
+from robot.envs.line import LineTask, line_bounds, line_picture
 
 if TYPE_CHECKING:
     import gymnasium
@@ -27,13 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Toy", "toy_success_rate"]
 
-_ACTION = ActionSpec(names=("position",), control_rate_hz=10)
-_LIMIT = 100.0
-_PICTURE = 64
-
 
 @dataclass(frozen=True, kw_only=True)
-class Toy:
+class Toy(LineTask):
     """Hit a target on a line with one action; the sensor ``target`` shows where it is, uniform in [-1, 1]. Hit or miss, that ends it.
 
     Attributes:
@@ -54,34 +48,13 @@ class Toy:
         """Of the task."""
         return "toy"
 
-    @property
-    def action(self) -> ActionSpec:
-        """A position on the line."""
-        return _ACTION
-
-    @property
-    def max_steps(self) -> int:
-        """One."""
-        return 1
-
-    def make(self) -> gymnasium.Env[Any, Any]:
-        """A fresh environment.
-
-        Raises:
-            MissingExtraError: If Gymnasium is not installed.
-        """
-        require("gymnasium", "robot")
-        from robot.envs.task import TaskEnv
-
-        return TaskEnv(_Line(self.tolerance), max_steps=1, stop_on_success=True, rate_hz=_ACTION.control_rate_hz)
+    def simulation(self) -> _Line:
+        """See :class:`robot.envs.line.LineTask`."""
+        return _Line(self.tolerance)
 
     def expert(self, seed: int) -> _Aim:  # noqa: ARG002  (there is nothing to draw)
         """Takes the target itself."""
         return _Aim()
-
-    def problems(self) -> list[str]:
-        """What keeps it from running here."""
-        return library_problems("gymnasium", "robot", at_least="1.0", below="2")
 
 
 def toy_success_rate(bias: float, std: float = 0.1, tolerance: float = 0.2) -> float:
@@ -103,7 +76,7 @@ class _Line:
         from robot.envs.task import vector_space
 
         self.sensors = {"target": vector_space(1)}
-        self.bounds = (np.full(1, -_LIMIT, np.float32), np.full(1, _LIMIT, np.float32))
+        self.bounds = line_bounds()
         self._tolerance, self._target, self._action = tolerance, 0.0, 0.0
 
     def begin(self, seed: int) -> Frame:
@@ -125,11 +98,7 @@ class _Line:
 
     def picture(self) -> NDArray[np.uint8]:
         """The accepted interval in green and the action in black, from -2 to 2."""
-        picture = np.full((_PICTURE, _PICTURE, 3), 255, np.uint8)
-        places = np.linspace(-2, 2, _PICTURE)
-        picture[:, np.abs(places - self._target) < self._tolerance] = (150, 220, 150)
-        picture[_PICTURE // 4 : -_PICTURE // 4, int(np.abs(places - self._action).argmin())] = 0
-        return picture
+        return line_picture(lambda places: np.abs(places - self._target), self._tolerance, self._action)
 
     def close(self) -> None:
         """Nothing to free."""

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from flowrl.testing import GaussianField
+from robot.envs.line import LINE_ACTION
 from robot.learning.encoders import SensorStats
 from robot.normalise import NormStats
-from robot.types import ActionSpec
 from robot.world.latents import StateFrames
 from robot.world.layout import Layout
 from robot.world_action import WorldActionModel
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TOY_ACTION", "TOY_SENSOR", "TwoModes", "TwoModesNetwork", "distance_to_modes"]
 
-TOY_ACTION = ActionSpec(names=("position",), control_rate_hz=10)
+TOY_ACTION = LINE_ACTION
 TOY_SENSOR = "place"
 
 

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flowrl.errors import require
-from robot.envs.needs import library_problems
-from robot.gating.toy import TOY_ACTION, TOY_SENSOR
+from robot.envs.line import LineTask, line_bounds, line_picture
+from robot.gating.toy import TOY_SENSOR
 
 if TYPE_CHECKING:
     import gymnasium
@@ -17,16 +16,12 @@ if TYPE_CHECKING:
 
     from robot.envs.base import Expert, Frame
     from robot.envs.task import Outcome
-    from robot.types import ActionSpec
 
 __all__ = ["TwoModesTask"]
 
-_LIMIT = 100.0
-_PICTURE = 64
-
 
 @dataclass(frozen=True, kw_only=True)
-class TwoModesTask:
+class TwoModesTask(LineTask):
     """One action, a place on the line; it succeeds within the tolerance of −1 or 1, and is rewarded by minus its squared distance to them.
 
     Attributes:
@@ -49,34 +44,13 @@ class TwoModesTask:
         """Of the task."""
         return "two modes"
 
-    @property
-    def action(self) -> ActionSpec:
-        """A place on the line."""
-        return TOY_ACTION
-
-    @property
-    def max_steps(self) -> int:
-        """One."""
-        return 1
-
-    def make(self) -> gymnasium.Env[Any, Any]:
-        """A fresh environment.
-
-        Raises:
-            MissingExtraError: If Gymnasium is not installed.
-        """
-        require("gymnasium", "robot")
-        from robot.envs.task import TaskEnv
-
-        return TaskEnv(_Line(self), max_steps=1, stop_on_success=True, rate_hz=TOY_ACTION.control_rate_hz)
+    def simulation(self) -> _Line:
+        """See :class:`robot.envs.line.LineTask`."""
+        return _Line(self)
 
     def expert(self, seed: int) -> Expert:
         """Takes one of the places, by the seed's parity."""
         return _Chooser(1.0 if seed % 2 else -1.0)
-
-    def problems(self) -> list[str]:
-        """What keeps it from running here."""
-        return library_problems("gymnasium", "robot", at_least="1.0", below="2")
 
 
 class _Line:
@@ -86,7 +60,7 @@ class _Line:
         from robot.envs.task import vector_space
 
         self.sensors = {TOY_SENSOR: vector_space(task.size)}
-        self.bounds = (np.full(1, -_LIMIT, np.float32), np.full(1, _LIMIT, np.float32))
+        self.bounds = line_bounds()
         self._task, self._action = task, 0.0
 
     def begin(self, seed: int) -> Frame:
@@ -109,11 +83,7 @@ class _Line:
 
     def picture(self) -> NDArray[np.uint8]:
         """The accepted intervals in green and the action in black, from -2 to 2."""
-        picture = np.full((_PICTURE, _PICTURE, 3), 255, np.uint8)
-        places = np.linspace(-2, 2, _PICTURE)
-        picture[:, np.abs(np.abs(places) - 1) < self._task.tolerance] = (150, 220, 150)
-        picture[_PICTURE // 4 : -_PICTURE // 4, int(np.abs(places - self._action).argmin())] = 0
-        return picture
+        return line_picture(lambda places: np.abs(np.abs(places) - 1), self._task.tolerance, self._action)
 
     def close(self) -> None:
         """Nothing to free."""
