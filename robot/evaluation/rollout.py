@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from robot.envs.base import EnvSource
 
-__all__ = ["EpisodeRunner", "OnEpisode", "OnPicture", "policy_device", "run_episodes"]
+__all__ = ["EpisodeRunner", "OnEpisode", "OnPicture", "chosen_device", "policy_device", "run_episodes"]
 
 _logger = logging.getLogger("flowrl.robot.evaluation")
 
@@ -246,6 +246,11 @@ def _check_fit(policy: ActionSpec, env: ActionSpec, name: str) -> None:
         raise ValueError(
             f"the policy acts by {told[0]}; {name} takes {told[1]}; train it for this environment, or give its adapter the names"
         )
+
+
+def chosen_device(wanted: str | None) -> str:
+    """Where policies are to run: where it is said, else on a GPU if there is one."""
+    return wanted or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def policy_device(policy: Policy) -> torch.device | str:

@@ -18,7 +18,7 @@ from robot.evaluation.episodes import EpisodeResult, Job
 from robot.evaluation.log import EPISODES_FILE, EpisodeLog
 from robot.evaluation.pool import EnvPool
 from robot.evaluation.provenance import checkpoint_hashes, git_revision, refuse_another_run
-from robot.evaluation.rollout import EpisodeRunner
+from robot.evaluation.rollout import EpisodeRunner, chosen_device
 from robot.evaluation.summary import Comparison, compare, summarise
 from robot.evaluation.videos import Video, chosen_for_video, record_videos
 
@@ -60,9 +60,7 @@ class Session:
     @cached_property
     def device(self) -> str:
         """Where the policies run."""
-        import torch
-
-        return self.rollout.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return chosen_device(self.rollout.device)
 
     def run(self, seeds: Sequence[int]) -> list[dict[str, Any]]:
         """Run what is missing, arm by arm, then film."""

@@ -19,6 +19,7 @@ from flowrl.train.metrics import MetricsLog
 from flowrl.train.resume import CONFIG_FILE, refuse_other_config, starting_point
 from flowrl.train.signals import Stopped, StopRequest
 from robot.evaluation.pool import EnvPool
+from robot.evaluation.rollout import chosen_device
 from robot.evaluation.seeds import parse_seeds
 from robot.gating.collecting import Collector
 from robot.gating.evaluation import Evaluator
@@ -64,7 +65,7 @@ class Session:
         self.job, self.config = job, cast("dict[str, Any]", describe(job))
         self.checkpoints = CheckpointFolder(root=job.folder / "checkpoints", keep=job.keep_checkpoints)
         checkpoint = starting_point(job.folder, self.checkpoints, resume=resume, checkpoint_every=job.checkpoint_every)
-        self.model = _frozen(job.model.load(device=job.device or ("cuda" if torch.cuda.is_available() else "cpu")))
+        self.model = _frozen(job.model.load(device=chosen_device(job.device)))
         self.gate = _fresh_gate(job, self.model)
         self.learner = Learner.of(job, self.gate)
         self.progress = Progress(model=model_fingerprint(self.model))

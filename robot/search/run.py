@@ -15,6 +15,7 @@ from flowrl.train.describe import describe
 from robot.evaluation.log import EPISODES_FILE, EpisodeLog
 from robot.evaluation.pool import EnvPool
 from robot.evaluation.provenance import checkpoint_hashes, git_revision, refuse_another_run
+from robot.evaluation.rollout import chosen_device
 from robot.gpc import Composition, GPCPolicy
 from robot.search.arena import Arena
 from robot.search.charts import write_plot
@@ -118,7 +119,7 @@ def open_contest(job: ContestJob, *, resume: bool) -> Iterator[Contest]:
     folder = Path(job.run_dir)
     identity = {"config": describe(job), "checkpoints": checkpoint_hashes(job.composition), "git_revision": git_revision()}
     _open_folder(folder, identity, resume=resume)
-    policy = job.composition.load(device=_device(job.device))
+    policy = job.composition.load(device=chosen_device(job.device))
     pool = EnvPool(job.env, rows=job.rows, workers=job.workers, timeout_s=job.timeout_s)
     with Arena(pool, policy, EpisodeLog(folder / EPISODES_FILE), seed=job.seed) as arena:
         yield Contest(job=job, policy=policy, arena=arena, identity=identity)
@@ -187,9 +188,3 @@ def _decisive(identity: dict[str, Any]) -> dict[str, Any]:
     composition = dict(config["composition"])
     composition["members"] = [{key: value for key, value in member.items() if key != "weight"} for member in composition["members"]]
     return {"config": {"env": config["env"], "composition": composition, "seed": config["seed"]}, "checkpoints": identity["checkpoints"]}
-
-
-def _device(wanted: str | None) -> str:
-    import torch
-
-    return wanted or ("cuda" if torch.cuda.is_available() else "cpu")
