@@ -17,6 +17,7 @@ __all__ = [
     "MissingExtraError",
     "NonFiniteError",
     "RatioGateError",
+    "RewardError",
     "close_match",
     "require",
 ]
@@ -36,6 +37,10 @@ class CheckpointError(FlowrlError, RuntimeError):
 
 class NonFiniteError(FlowrlError, RuntimeError):
     """A loss, reward or gradient is NaN or infinite."""
+
+
+class RewardError(FlowrlError, RuntimeError):
+    """A reward could not score: its server is gone, its weights are missing, its answer makes no sense."""
 
 
 class RatioGateError(FlowrlError, RuntimeError):

@@ -53,6 +53,11 @@ class GroupSampler:
         check_name("state_dtype", self.state_dtype, tuple(STATE_DTYPES))
 
     @property
+    def initial_time(self) -> float:
+        """Noise level that it starts from."""
+        return float(self.grid.times().max())
+
+    @property
     def steps(self) -> int:
         """Steps of the grid."""
         return len(self.grid.times()) - 1

@@ -56,6 +56,11 @@ class ODESampler:
         """Noise-free."""
         return ODE()
 
+    @property
+    def initial_time(self) -> float:
+        """Noise level that it starts from."""
+        return float(self.grid.times().max())
+
     def noise_rows(self) -> int:
         """``group_size``: every sample starts from noise of its own."""
         return self.group_size

@@ -67,6 +67,11 @@ class Sampler(Protocol):
         """Rows per prompt."""
         ...
 
+    @property
+    def initial_time(self) -> float:
+        """Noise level that it starts from; 1 is pure noise."""
+        ...
+
     def noise_rows(self) -> int:
         """Rows of initial noise that :meth:`sample` wants per prompt: 1 (shared by the group) or ``group_size``."""
         ...

@@ -47,8 +47,15 @@ class ImageModel(Protocol):
         """
         ...
 
+    def initial_state(self, noise: Tensor, t: float) -> Tensor:
+        """The state at noise level ``t`` that standard normal noise stands for: the noise itself for a flow model, which starts at 1."""
+        ...
+
     def decode(self, latents: Tensor) -> Tensor:
-        """Pictures ``(batch, 3, height, width)``, float32 in [0, 1], of latents ``(batch, *state_shape)``."""
+        """Pictures ``(batch, 3, height, width)``, float32 in [0, 1], of latents ``(batch, *state_shape)``.
+
+        A video model gives ``(batch, frame, 3, height, width)``.
+        """
         ...
 
     def default_times(self, steps: int) -> Tensor:

@@ -28,9 +28,10 @@ __all__ = ["DiffusersModel", "NetworkField"]
 class DiffusersModel(ABC):
     """An image model made from a diffusers pipeline; see :class:`ImageModel` for the contract.
 
-    A subclass gives :meth:`encode_texts` and :meth:`predict`. It overrides :attr:`state_shape`, :attr:`tokens`, :meth:`pixels`
-    or :meth:`default_times` only where its pipeline differs from the usual: a latent of the network's channels, an
-    ``AutoencoderKL``, the scheduler's own grid.
+    A subclass gives :meth:`encode_texts` and :meth:`predict`. It overrides :attr:`state_shape`, :attr:`tokens`, :meth:`pixels`,
+    :meth:`schedule`, :meth:`log_shift`, :meth:`guided` or :meth:`initial_state` only where its pipeline differs from the usual: a latent
+    of the network's channels, an ``AutoencoderKL``, the scheduler's own grid, plain classifier-free guidance, a state that starts as
+    noise.
 
     The network computes in ``source.dtype``, under autocast where that is not float32, so that trained weights can be float32
     throughout. Times and velocities are float32, and so are the decoder's weights.
@@ -47,7 +48,7 @@ class DiffusersModel(ABC):
         self.source = source
         self.pipeline = pipeline
         self.device = device
-        self.module: Any = pipeline.transformer
+        self.module: Any = getattr(pipeline, source.network)
         self._cache = PromptCache(self.encode_texts, limit=source.cached_prompts, batch=source.encode_batch)
         self._base: dict[str, Tensor] | None = None
 
@@ -82,7 +83,8 @@ class DiffusersModel(ABC):
     @property
     def tokens(self) -> int:
         """Image tokens that the network sees."""
-        return math.prod(self.state_shape[-2:]) // self.module.config.patch_size**2
+        cell = self.source.pixels_per_token(self.pipeline)
+        return (self.source.height_of(self.pipeline) // cell) * (self.source.width_of(self.pipeline) // cell)
 
     def pixels(self, latents: Tensor) -> Tensor:
         """One chunk of latents decoded, around [-1, 1]."""
@@ -94,14 +96,31 @@ class DiffusersModel(ABC):
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
         scheduler = type(self.pipeline.scheduler).from_config(self.pipeline.scheduler.config)
-        config = scheduler.config
-        dynamic = {}
-        if config.use_dynamic_shifting:
-            range_of_tokens = {"base_tokens": config.base_image_seq_len, "max_tokens": config.max_image_seq_len}
-            shift = dynamic_shift(self.tokens, **range_of_tokens, base_shift=config.base_shift, max_shift=config.max_shift)
-            dynamic["mu"] = math.log(shift)
-        scheduler.set_timesteps(steps, **dynamic)
+        scheduler.set_timesteps(**self.schedule(steps))
         return scheduler.sigmas.clone()
+
+    def schedule(self, steps: int) -> dict[str, Any]:
+        """What the pipeline passes to its scheduler's ``set_timesteps``; override where it passes its own sigmas."""
+        config = self.pipeline.scheduler.config
+        return {"num_inference_steps": steps} | ({"mu": self.log_shift()} if config.use_dynamic_shifting else {})
+
+    def log_shift(self) -> float:
+        """The ``mu`` that the scheduler's dynamic shifting wants: log of the time shift at this picture's number of tokens."""
+        config = self.pipeline.scheduler.config
+        range_of_tokens = {"base_tokens": config.base_image_seq_len, "max_tokens": config.max_image_seq_len}
+        return math.log(dynamic_shift(self.tokens, **range_of_tokens, base_shift=config.base_shift, max_shift=config.max_shift))
+
+    def guided(self, network: VelocityField) -> VelocityField:
+        """The network's field with this pipeline's guidance; only asked for where ``source.guidance_scale`` is not 1.
+
+        The usual one is :class:`flowrl.flow.ClassifierFreeGuidance`; override it where a pipeline combines the two velocities otherwise.
+        """
+        return ClassifierFreeGuidance(field=network, scale=self.source.guidance_scale, negative=self.encode([self.source.negative_prompt]))
+
+    def initial_state(self, noise: Tensor, t: float) -> Tensor:
+        """See :class:`ImageModel`."""
+        del t
+        return noise
 
     # -- the contract ----------------------------------------------------------------------------------------------------
 
@@ -112,9 +131,7 @@ class DiffusersModel(ABC):
     def field(self, module: nn.Module | None = None) -> VelocityField:
         """See :class:`ImageModel`."""
         network = NetworkField(model=self, module=self.module if module is None else module)
-        if self.source.guidance_scale == 1:
-            return network
-        return ClassifierFreeGuidance(field=network, scale=self.source.guidance_scale, negative=self.encode([self.source.negative_prompt]))
+        return network if self.source.guidance_scale == 1 else self.guided(network)
 
     def velocity(self, module: nn.Module, x_t: Tensor, t: Time, condition: Condition) -> Tensor:
         """The unguided velocity, float32; see :class:`flowrl.flow.VelocityField`.
@@ -173,15 +190,15 @@ class DiffusersModel(ABC):
         """See :class:`ImageModel`.
 
         With LoRA: ``folder/pytorch_lora_weights.safetensors``, for ``pipeline.load_lora_weights(folder, weight_name=...)``. Without:
-        ``folder/transformer``, for ``from_pretrained(folder, subfolder="transformer")`` of the network's class.
+        ``folder/transformer`` (or ``unet``), for ``from_pretrained(folder, subfolder="transformer")`` of the network's class.
 
         Raises:
             CheckpointError: If the files cannot be written.
         """
         if self.source.lora is None:
-            save_full(self.module, Path(folder) / "transformer", state=state)
+            save_full(self.module, Path(folder) / self.source.network, state=state)
         else:
-            save_lora(type(self.pipeline), self.module, Path(folder), lora=self.source.lora, state=state)
+            save_lora(self.pipeline, self.module, Path(folder), lora=self.source.lora, network=self.source.network, state=state)
 
     def load_weights(self, folder: Path) -> None:
         """See :class:`ImageModel`.
@@ -190,9 +207,9 @@ class DiffusersModel(ABC):
             CheckpointError: If a file is missing or truncated, or its weights do not fit this model.
         """
         if self.source.lora is None:
-            load_full(self.module, Path(folder) / "transformer")
+            load_full(self.module, Path(folder) / self.source.network)
         else:
-            load_lora(self.module, Path(folder), lora=self.source.lora)
+            load_lora(self.module, Path(folder), lora=self.source.lora, network=self.source.network)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         dtype = self.source.compute_dtype

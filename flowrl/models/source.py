@@ -17,7 +17,10 @@ from flowrl.models.pipeline import DiffusersModel
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["DTYPES", "DiffusersSource", "resolve_path"]
+__all__ = ["ADAPTERS", "DTYPES", "DiffusersSource", "pipeline_config", "resolve_path"]
+
+ADAPTERS: dict[str, type[DiffusersSource]] = {}
+"""Name of a pipeline's class, as ``model_index.json`` has it, to the adapter that reads it; an adapter joins by being defined."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -39,9 +42,29 @@ def resolve_path(path: str) -> str:
     return path
 
 
+def pipeline_config(path: str) -> dict[str, Any]:
+    """The ``model_index.json`` of a pipeline: its class under ``_class_name``, and where each part is from.
+
+    Args:
+        path: See :func:`resolve_path`.
+
+    Raises:
+        CheckpointError: If there is none, or it cannot be read.
+    """
+    import diffusers
+
+    try:
+        return dict(diffusers.DiffusionPipeline.load_config(resolve_path(path)))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot load {path}: {error}; it must be a diffusers pipeline saved whole, as safetensors") from error
+
+
 @dataclass(frozen=True, kw_only=True)
 class DiffusersSource:
     """What the adapters of all pipelines can be told; an adapter's own class derives from this one.
+
+    An adapter names its pipeline's class in ``pipeline_name``, its :class:`DiffusersModel` in ``model``, and the pipeline's part that is
+    trained in ``network`` (``unet`` instead of ``transformer``).
 
     Attributes:
         path: A folder that ``save_pretrained`` wrote, ``assets/models/...`` or a hub id. Only safetensors are read.
@@ -62,6 +85,7 @@ class DiffusersSource:
 
     pipeline_name: ClassVar[str]
     model: ClassVar[type[DiffusersModel]]
+    network: ClassVar[str] = "transformer"
 
     path: str
     height: int | None = None
@@ -74,6 +98,11 @@ class DiffusersSource:
     encode_batch: int = 1
     decode_batch: int = 8
     cached_prompts: int = 1024
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        if "pipeline_name" in vars(cls):
+            ADAPTERS[cls.pipeline_name] = cls
 
     def __post_init__(self) -> None:
         if not self.guidance_scale >= 1:
@@ -105,15 +134,16 @@ class DiffusersSource:
         device = torch.device(device)
         pipeline = self._pipeline()
         self.check_size(pipeline)
+        network = getattr(pipeline, self.network)
         if self.lora is not None:
-            self.lora.attach(pipeline.transformer)
+            self.lora.attach(network)
         for name, part in pipeline.components.items():
             if isinstance(part, torch.nn.Module):
                 part.to(device).eval()
-                if name != "transformer" or self.lora is None:
-                    part.requires_grad_(requires_grad=name == "transformer")
+                if name != self.network or self.lora is None:
+                    part.requires_grad_(requires_grad=name == self.network)
         if self.gradient_checkpointing:
-            pipeline.transformer.enable_gradient_checkpointing()
+            network.enable_gradient_checkpointing()
         return self.model(self, pipeline, device)
 
     def height_of(self, pipeline: Any) -> int:
@@ -124,13 +154,17 @@ class DiffusersSource:
         """Pixels: what was asked for, or the pipeline's own size."""
         return self.width or pipeline.default_sample_size * pipeline.vae_scale_factor
 
+    def pixels_per_token(self, pipeline: Any) -> int:
+        """Side of the square of pixels that is one token of the network, of which height and width must be multiples."""
+        return pipeline.vae_scale_factor * getattr(pipeline, self.network).config.patch_size
+
     def check_size(self, pipeline: Any) -> None:
         """Refuse a size that does not divide into image tokens.
 
         Raises:
             ConfigError: If the height or the width does not.
         """
-        step = pipeline.vae_scale_factor * pipeline.transformer.config.patch_size
+        step = self.pixels_per_token(pipeline)
         size = self.height_of(pipeline), self.width_of(pipeline)
         if any(side % step for side in size):
             raise ConfigError(f"height and width must be multiples of {step} for {self.path}, got {size[0]} x {size[1]}")
@@ -141,20 +175,21 @@ class DiffusersSource:
         Raises:
             CheckpointError: If they cannot be read any more.
         """
-        network = type(pipeline.transformer)
-        original = self._read(network.from_pretrained, resolve_path(self.path), subfolder="transformer", **_weights_in(torch.float32))
+        network = type(getattr(pipeline, self.network))
+        original = self._read(network.from_pretrained, resolve_path(self.path), subfolder=self.network, **_weights_in(torch.float32))
         return {name: parameter.data.to(device) for name, parameter in original.named_parameters()}
 
     def _pipeline(self) -> Any:
         import diffusers
 
-        path = resolve_path(self.path)
-        parts = self._read(diffusers.DiffusionPipeline.load_config, path)
-        if (name := parts.get("_class_name")) != self.pipeline_name:
-            raise CheckpointError(f"{self.path} holds a {name}, {type(self).__name__} reads a {self.pipeline_name}; use the adapter for it")
+        path, parts = resolve_path(self.path), pipeline_config(self.path)
+        if (name := str(parts.get("_class_name"))) != self.pipeline_name:
+            fitting = ADAPTERS.get(name)
+            use = f"use flowrl.models.{fitting.__name__}" if fitting else f"there are adapters for {', '.join(sorted(ADAPTERS))}"
+            raise CheckpointError(f"{self.path} holds a {name}, {type(self).__name__} reads a {self.pipeline_name}; {use}")
         # A part that was saved as None, such as SD3's T5, has to be named as None or diffusers calls it missing.
         absent = {part: None for part, where in parts.items() if isinstance(where, list | tuple) and where[0] is None}
-        dtypes = {"default": self.compute_dtype, "transformer": self.storage_dtype, "vae": torch.float32}
+        dtypes = {"default": self.compute_dtype, self.network: self.storage_dtype, "vae": torch.float32}
         return self._read(getattr(diffusers, self.pipeline_name).from_pretrained, path, **absent, **_weights_in(dtypes))
 
     def _read(self, read: Any, path: str, **arguments: Any) -> Any:

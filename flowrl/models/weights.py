@@ -42,14 +42,17 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(f"{path} is truncated or not safetensors ({error}); use another checkpoint") from error
 
 
-def save_lora(pipeline: type, module: nn.Module, folder: Path, *, lora: LoRA, state: Mapping[str, Tensor] | None = None) -> None:
+def save_lora(
+    pipeline: Any, module: nn.Module, folder: Path, *, lora: LoRA, network: str = "transformer", state: Mapping[str, Tensor] | None = None
+) -> None:
     """Write the adapter as its pipeline does, with its alpha: ``load_lora_weights(folder, weight_name=LORA_FILE)`` restores it.
 
     Args:
-        pipeline: The pipeline's class.
-        module: Its transformer with the adapter attached.
+        pipeline: The pipeline, or its class.
+        module: Its network with the adapter attached.
         folder: Made if it is not there.
         lora: The adapter's settings.
+        network: The pipeline's name for its network.
         state: The module's complete state dict, if its own is sharded.
 
     Raises:
@@ -59,16 +62,18 @@ def save_lora(pipeline: type, module: nn.Module, folder: Path, *, lora: LoRA, st
 
     layers = get_peft_model_state_dict(module, state_dict=state, adapter_name=ADAPTER)
     with _writing(folder):
-        pipeline.save_lora_weights(  # type: ignore[attr-defined]
-            folder,
-            transformer_lora_layers={name: tensor.contiguous() for name, tensor in layers.items()},
-            transformer_lora_adapter_metadata=lora.metadata(),
-            weight_name=LORA_FILE,
-        )
+        saved = {f"{network}_lora_layers": {name: tensor.contiguous() for name, tensor in layers.items()}}
+        pipeline.save_lora_weights(folder, **saved, **{f"{network}_lora_adapter_metadata": lora.metadata()}, weight_name=LORA_FILE)
 
 
-def load_lora(module: nn.Module, folder: Path, *, lora: LoRA) -> None:
+def load_lora(module: nn.Module, folder: Path, *, lora: LoRA, network: str = "transformer") -> None:
     """Copy a saved adapter into the attached one.
+
+    Args:
+        module: The network with the adapter attached.
+        folder: What :func:`save_lora` wrote to.
+        lora: The adapter's settings.
+        network: The pipeline's name for its network.
 
     Raises:
         CheckpointError: If the file is missing or truncated, or holds an adapter of another rank, alpha or set of layers.
@@ -76,12 +81,12 @@ def load_lora(module: nn.Module, folder: Path, *, lora: LoRA) -> None:
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
     path = folder / LORA_FILE
-    if not path.is_file() and (folder / "transformer").is_dir():
+    if not path.is_file() and (folder / network).is_dir():
         raise CheckpointError(f"{folder} holds full weights, but the model has a LoRA; leave `lora` out, or use a LoRA checkpoint")
     tensors, metadata = read_safetensors(path)
-    state = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+    state = {name.removeprefix(f"{network}."): tensor for name, tensor in tensors.items()}
     saved = json.loads(metadata.get(_METADATA, "{}"))
-    alpha, rank = saved.get("transformer.lora_alpha", lora.alpha), saved.get("transformer.r", lora.rank)
+    alpha, rank = saved.get(f"{network}.lora_alpha", lora.alpha), saved.get(f"{network}.r", lora.rank)
     if (rank, alpha) != (lora.rank, lora.alpha):
         raise CheckpointError(f"{path} has LoRA rank {rank} and alpha {alpha}, the config {lora.rank} and {lora.alpha}; make them the same")
     _check_same(state, get_peft_model_state_dict(module, adapter_name=ADAPTER), path)

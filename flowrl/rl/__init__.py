@@ -2,26 +2,31 @@
 
 from flowrl.rl.advantages import AdvantageEstimator, GroupAdvantage, MultiGranularityAdvantage, group_advantage
 from flowrl.rl.objectives import OBJECTIVES, Objective, PolicyGradient, PPOClip, StepBatch, needs_reference, register_objective
+from flowrl.rl.prompt import Prompt, facts_of
 from flowrl.rl.prompts import PromptSampler, UniformPrompts
 from flowrl.rl.registry import Registry
-from flowrl.rl.reward import Reward, RewardBatch, part_weights
+from flowrl.rl.reward import GroupReward, Reward, RewardBatch, part_weights, submit_scores
 
 __all__ = [
     "OBJECTIVES",
     "AdvantageEstimator",
     "GroupAdvantage",
+    "GroupReward",
     "MultiGranularityAdvantage",
     "Objective",
     "PPOClip",
     "PolicyGradient",
+    "Prompt",
     "PromptSampler",
     "Registry",
     "Reward",
     "RewardBatch",
     "StepBatch",
     "UniformPrompts",
+    "facts_of",
     "group_advantage",
     "needs_reference",
     "part_weights",
     "register_objective",
+    "submit_scores",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -11,9 +11,9 @@ from torch import Tensor
 from flowrl.errors import close_match
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-__all__ = ["Reward", "RewardBatch", "part_weights"]
+__all__ = ["GroupReward", "Reward", "RewardBatch", "part_weights", "submit_scores"]
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,58 @@ class Reward(Protocol):
             prompts: The text of each sample, ``batch`` of them.
 
         Returns:
-            The parts, with exactly the names of ``weights``. A row's score depends on that row only.
+            The parts, with exactly the names of ``weights``. A row's score depends on that row only. A row that could not be scored is NaN,
+            never a made-up number.
+
+        Raises:
+            RewardError: If nothing could be scored: a server that is gone, an answer that makes no sense.
         """
         ...
+
+
+class GroupReward(Protocol):
+    """Scores pictures by comparing those of one group: pairwise wins, ranks, diversity.
+
+    It says so by ``needs_groups = True`` and is then given whole groups.
+    """
+
+    needs_groups: bool
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """Name of a part to its weight."""
+        ...
+
+    def __call__(self, samples: Tensor, prompts: Sequence[str], groups: Tensor) -> RewardBatch:
+        """Score samples; see :class:`Reward`.
+
+        Args:
+            samples: Pictures (batch, 3, height, width), float, in [0, 1]; left unchanged.
+            prompts: The text of each sample; the same within a group.
+            groups: (batch,) integer; samples of the same number are compared with each other, and all of a group are in the batch.
+        """
+        ...
+
+
+def submit_scores(reward: Reward | GroupReward, samples: Tensor, prompts: Sequence[str], groups: Tensor) -> Callable[[], RewardBatch]:
+    """Start scoring; what comes back waits for the scores, and raises what scoring raised.
+
+    A reward with a method ``submit(samples, prompts, groups)`` of the same kind, such as one on a server, works meanwhile; any other has
+    done its work when this returns.
+
+    Args:
+        reward: What scores.
+        samples: Pictures (batch, 3, height, width).
+        prompts: One per sample.
+        groups: (batch,) integer, the same for samples that are compared; only used by a :class:`GroupReward`.
+    """
+    if (submit := getattr(reward, "submit", None)) is not None:
+        return cast("Callable[[], RewardBatch]", submit(samples, prompts, groups))
+    if getattr(reward, "needs_groups", False):
+        scores = cast("GroupReward", reward)(samples, prompts, groups)
+    else:
+        scores = cast("Reward", reward)(samples, prompts)
+    return lambda: scores
 
 
 def part_weights(reward: Reward) -> torch.Tensor:

@@ -141,7 +141,7 @@ class Evaluation:
         noise = randn((len(index), *model.state_shape), [seeded_generator(self.seed, NOISE, image) for image in index], device=model.device)
         condition = model.encode([self.texts[image % len(self.texts)] for image in index])
         steps = [seeded_generator(self.seed, STEPS, image) for image in index]
-        trajectory = self.sampler.sample(model.field(module), noise, condition, steps)
+        trajectory = self.sampler.sample(model.field(module), model.initial_state(noise, self.sampler.initial_time), condition, steps)
         return model.decode(trajectory.final), trajectory.network_evaluations
 
     def _score(self, pictures: Tensor, prompts: Sequence[str]) -> tuple[dict[str, Tensor], Tensor]:

@@ -63,7 +63,8 @@ def draw(
     shape = (sampler.noise_rows(), *model.state_shape)
     noise = torch.cat([randn(shape, seeded_generator(*key, _NOISE, slot), device=model.device) for slot in slots])
     with torch.no_grad():
-        trajectory = sampler.sample(field, noise, condition, [seeded_generator(*key, _STEPS, slot) for slot in slots])
+        state = model.initial_state(noise, sampler.initial_time)
+        trajectory = sampler.sample(field, state, condition, [seeded_generator(*key, _STEPS, slot) for slot in slots])
     return Rollout(prompts=prompts, condition=condition, trajectory=trajectory, seconds=time.perf_counter() - start)
 
 

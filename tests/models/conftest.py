@@ -1,11 +1,15 @@
 """A random Stable Diffusion 3 pipeline on disk, made once per session and only read."""
 
+import sys
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
 
 from flowrl.models import StableDiffusion3, TinySD3
+
+sys.path.insert(0, str(Path(__file__).parent))  # harness.py
 
 WORDS = ("a", "photo", "of", "red", "green", "square", "circle")
 

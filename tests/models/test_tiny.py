@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from flowrl.errors import ConfigError
 from flowrl.models import TinySD3, init_for_small_training, tiny_sd3_pipeline
-from flowrl.models.words import byte_symbols, clip_tokenizer, word_merges
+from flowrl.models.tiny.words import byte_symbols, clip_tokenizer, word_merges
 
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 

@@ -78,6 +78,9 @@ class ToyModel:
         network = self.module if module is None else module
         return lambda x_t, t, condition: network(x_t, torch.as_tensor(t).expand(len(x_t)), condition.tensors["index"])
 
+    def initial_state(self, noise: Tensor, t: float) -> Tensor:
+        return noise
+
     def decode(self, latents: Tensor) -> Tensor:
         return latents.sigmoid()
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from flowrl.errors import ConfigError
-from flowrl.models.words import clip_tokenizer
+from flowrl.models.tiny.words import clip_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
