@@ -35,6 +35,13 @@ class ImageModel(Protocol):
         """Where the network is."""
         ...
 
+    def prepare(self, prompts: Sequence[str]) -> None:
+        """Told once, before the first :meth:`encode`, of all texts that a run will ask for, so that a text encoder can go afterwards.
+
+        A model that needs no such thing does nothing. Every process calls it, with the same prompts.
+        """
+        ...
+
     def encode(self, prompts: Sequence[str]) -> Condition:
         """Embeddings, one row per prompt, on the device; each text is encoded once."""
         ...

@@ -124,6 +124,9 @@ class DiffusersModel(ABC):
 
     # -- the contract ----------------------------------------------------------------------------------------------------
 
+    def prepare(self, prompts: Sequence[str]) -> None:
+        """See :class:`ImageModel`."""
+
     def encode(self, prompts: Sequence[str]) -> Condition:
         """See :class:`ImageModel`."""
         return self._cache(prompts).to(self.device)

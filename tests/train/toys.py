@@ -71,6 +71,9 @@ class ToyModel:
         self._base = copy.deepcopy(module.state_dict())
         ToyModel.latest = self
 
+    def prepare(self, prompts: Sequence[str]) -> None:
+        self.prepared = tuple(prompts)
+
     def encode(self, prompts: Sequence[str]) -> Condition:
         return Condition({"index": torch.tensor([int(prompt) for prompt in prompts])})
 
