@@ -41,18 +41,19 @@ def _merged(symbols: list[str], ranks: dict[tuple[str, str], int]) -> list[str]:
     return symbols
 
 
-def word_merges(words: Iterable[str]) -> list[tuple[str, str]]:
+def word_merges(words: Iterable[str], *, end: str = WORD_END) -> list[tuple[str, str]]:
     """BPE merges after which each of `words` is a single token.
 
     A later merge has a lower priority than all earlier ones, so the merges added for one word cannot break up a word that was
     already whole.
 
     Args:
-        words: Lower-case words without spaces, as byte symbols.
+        words: Words without spaces, as byte symbols; CLIP's are lower-case.
+        end: What a word's last symbol carries; "" for the tokenizers that mark a word's beginning instead.
     """
     ranks: dict[tuple[str, str], int] = {}
     for word in words:
-        symbols = _merged([*word[:-1], word[-1] + WORD_END], ranks)
+        symbols = _merged([*word[:-1], word[-1] + end], ranks)
         while len(symbols) > 1:
             ranks[symbols[0], symbols[1]] = len(ranks)
             symbols = _merged(symbols, ranks)
