@@ -104,18 +104,28 @@ class DiffusersModel(ABC):
         config = self.pipeline.scheduler.config
         return {"num_inference_steps": steps} | ({"mu": self.log_shift()} if config.use_dynamic_shifting else {})
 
+    def linear_schedule(self, steps: int) -> dict[str, Any]:
+        """The ``schedule`` of pipelines that pass a linear grid of sigmas, which the scheduler then shifts (FLUX and its relatives)."""
+        sigmas = torch.linspace(1, 1 / steps, steps, dtype=torch.float64).tolist()
+        return {"sigmas": sigmas} | ({"mu": self.log_shift()} if self.pipeline.scheduler.config.use_dynamic_shifting else {})
+
     def log_shift(self) -> float:
         """The ``mu`` that the scheduler's dynamic shifting wants: log of the time shift at this picture's number of tokens."""
         config = self.pipeline.scheduler.config
         range_of_tokens = {"base_tokens": config.base_image_seq_len, "max_tokens": config.max_image_seq_len}
         return math.log(dynamic_shift(self.tokens, **range_of_tokens, base_shift=config.base_shift, max_shift=config.max_shift))
 
+    @property
+    def negative_prompt(self) -> str:
+        """What guidance leads away from, as :meth:`encode` shall see it; override where a pipeline reads it otherwise than a prompt."""
+        return self.source.negative_prompt
+
     def guided(self, network: VelocityField) -> VelocityField:
         """The network's field with this pipeline's guidance; only asked for where ``source.guidance_scale`` is not 1.
 
         The usual one is :class:`flowrl.flow.ClassifierFreeGuidance`; override it where a pipeline combines the two velocities otherwise.
         """
-        return ClassifierFreeGuidance(field=network, scale=self.source.guidance_scale, negative=self.encode([self.source.negative_prompt]))
+        return ClassifierFreeGuidance(field=network, scale=self.source.guidance_scale, negative=self.encode([self.negative_prompt]))
 
     def initial_state(self, noise: Tensor, t: float) -> Tensor:
         """See :class:`ImageModel`."""
@@ -148,9 +158,13 @@ class DiffusersModel(ABC):
                 f"{type(self).__name__} takes a time of shape () or ({len(x_t)},), got {tuple(time.shape)}; a picture has one noise level"
             )
         timestep = time.expand(len(x_t)) * self.pipeline.scheduler.config.num_train_timesteps
+        return self.call_network(module, x_t, timestep, condition)
+
+    def call_network(self, module: nn.Module, x: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
+        """What :meth:`predict` gives under the dtypes of ``source``, float32; its arguments are of any dtype."""
         storage = self.source.storage_dtype
         with self._autocast():
-            prediction = self.predict(module, x_t.to(storage), timestep, condition.to(storage))
+            prediction = self.predict(module, x.to(storage), timestep, condition.to(storage))
         return prediction.float()
 
     @torch.no_grad()

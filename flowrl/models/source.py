@@ -64,7 +64,7 @@ class DiffusersSource:
     """What the adapters of all pipelines can be told; an adapter's own class derives from this one.
 
     An adapter names its pipeline's class in ``pipeline_name``, its :class:`DiffusersModel` in ``model``, and the pipeline's part that is
-    trained in ``network`` (``unet`` instead of ``transformer``).
+    trained in ``network`` (``unet`` instead of ``transformer``); what sampling does not need it lists in ``unused_parts``.
 
     Attributes:
         path: A folder that ``save_pretrained`` wrote, ``assets/models/...`` or a hub id. Only safetensors are read.
@@ -86,6 +86,7 @@ class DiffusersSource:
     pipeline_name: ClassVar[str]
     model: ClassVar[type[DiffusersModel]]
     network: ClassVar[str] = "transformer"
+    unused_parts: ClassVar[tuple[str, ...]] = ()
 
     path: str
     height: int | None = None
@@ -189,6 +190,7 @@ class DiffusersSource:
             raise CheckpointError(f"{self.path} holds a {name}, {type(self).__name__} reads a {self.pipeline_name}; {use}")
         # A part that was saved as None, such as SD3's T5, has to be named as None or diffusers calls it missing.
         absent = {part: None for part, where in parts.items() if isinstance(where, list | tuple) and where[0] is None}
+        absent |= {part: None for part in self.unused_parts if part in parts}
         dtypes = {"default": self.compute_dtype, self.network: self.storage_dtype, "vae": torch.float32}
         return self._read(getattr(diffusers, self.pipeline_name).from_pretrained, path, **absent, **_weights_in(dtypes))
 
