@@ -72,10 +72,15 @@ class ClassifierFreeGuidance:
 
     def __call__(self, x_t: Tensor, t: Time, condition: Condition) -> Tensor:
         """The guided velocity; see :class:`VelocityField`."""
+        negative, conditional = self.halves(x_t, t, condition)
+        return negative + self.scale * (conditional - negative)
+
+    def halves(self, x_t: Tensor, t: Time, condition: Condition) -> tuple[Tensor, Tensor]:
+        """The velocities under the negative and under the given condition."""
         both = Condition.cat([self.negative.repeat(len(x_t)), condition])
         time = torch.as_tensor(t, device=x_t.device)
         negative, conditional = self.field(torch.cat([x_t, x_t]), torch.cat([time, time]) if time.ndim else time, both).chunk(2)
-        return negative + self.scale * (conditional - negative)
+        return negative, conditional
 
 
 @dataclass(frozen=True, kw_only=True)
