@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from flowrl.flow.condition import Condition
     from flowrl.flow.dynamics import Dynamics
     from flowrl.flow.field import VelocityField
@@ -52,6 +55,25 @@ class Trajectory:
     def final(self) -> Tensor:
         """``(row, *state)``: the first final state of each row, for samplers that make just one."""
         return self.samples[:, 0, 0]
+
+    @staticmethod
+    def cat(parts: Sequence[Trajectory]) -> Trajectory:
+        """Join trajectories of different prompts: rows, parents and prompts of a later part count on from the earlier ones.
+
+        Args:
+            parts: At least one, of the same sampler; their conditions are joined in the same order.
+        """
+        plain = ("samples", "parents", "t", "s", "children", "log_prob")
+        numbered: dict[str, list[Tensor]] = {"parent_condition": [], "parent_index": [], "group": []}
+        parents = prompts = 0
+        for part in parts:
+            numbered["parent_condition"].append(part.parent_condition + prompts)
+            numbered["parent_index"].append(part.parent_index + parents)
+            numbered["group"].append(part.group + prompts)
+            parents, prompts = parents + len(part.parents), prompts + int(part.group.max()) + 1
+        evaluations = sum(part.network_evaluations for part in parts)
+        columns = {name: [getattr(part, name) for part in parts] for name in plain} | numbered
+        return Trajectory(**{name: torch.cat(column) for name, column in columns.items()}, network_evaluations=evaluations)
 
 
 class Sampler(Protocol):

@@ -13,7 +13,7 @@ from flowrl.errors import close_match
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-__all__ = ["GroupReward", "Reward", "RewardBatch", "part_weights", "submit_scores"]
+__all__ = ["GroupReward", "Reward", "RewardBatch", "check_ready", "part_weights", "submit_scores"]
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,19 @@ class GroupReward(Protocol):
             groups: (batch,) integer; samples of the same number are compared with each other, and all of a group are in the batch.
         """
         ...
+
+
+def check_ready(reward: Reward | GroupReward) -> None:
+    """Have a reward that can be out of reach, such as one on a server, say so before anything heavy is loaded.
+
+    Args:
+        reward: Asked by its method ``check()``, if it has one.
+
+    Raises:
+        RewardError: If it cannot score.
+    """
+    if (check := getattr(reward, "check", None)) is not None:
+        check()
 
 
 def submit_scores(reward: Reward | GroupReward, samples: Tensor, prompts: Sequence[str], groups: Tensor) -> Callable[[], RewardBatch]:

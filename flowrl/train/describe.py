@@ -8,6 +8,9 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from flowrl.config.targets import ROOTS
+from flowrl.config.user_code import user_target
+
 __all__ = ["describe", "differences"]
 
 
@@ -30,8 +33,10 @@ def describe(component: object) -> Any:
 
 
 def _public_name(kind: type) -> str:
-    """The shortest package that exports the class: ``samplers.SDESampler``, not ``samplers.sde.SDESampler``."""
+    """The shortest package that exports the class: ``samplers.SDESampler``, not ``samplers.sde.SDESampler``; a user's class has a colon."""
     parts = kind.__module__.split(".")
+    if parts[0] not in ROOTS:
+        return user_target(kind)
     for depth in range(1, len(parts)):
         package = ".".join(parts[:depth])
         if getattr(sys.modules.get(package), kind.__name__, None) is kind:

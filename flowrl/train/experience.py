@@ -13,7 +13,7 @@ from flowrl.flow import Condition, Dynamics, Trajectory, Transition
 if TYPE_CHECKING:
     from flowrl.flow import VelocityField
 
-__all__ = ["Children", "Experience", "transition_at"]
+__all__ = ["Children", "Collected", "Experience", "transition_at"]
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,18 @@ class Experience:
         condition: One row per prompt.
         dynamics: What drew the transitions.
         advantage: ``(row, step)``.
+        kept: ``(row,)`` bool, the rows that count, where a reward failed for others; None where all of all processes do.
     """
 
     trajectory: Trajectory
     condition: Condition
     dynamics: Dynamics
     advantage: Tensor
+    kept: Tensor | None = None
+
+    def counts(self, children: Children) -> Tensor:
+        """Which children count, ``(child,)`` bool."""
+        return torch.ones_like(children.row, dtype=torch.bool) if self.kept is None else self.kept[children.row]
 
     def parents_by_time(self) -> Tensor:
         """All parents, noisiest first: ``(parent,)`` integer."""
@@ -71,6 +77,27 @@ class Experience:
     def with_old_log_prob(self, log_prob: Tensor) -> Experience:
         """The same experience with other old log-probabilities, ``(row, step)``."""
         return replace(self, trajectory=replace(self.trajectory, log_prob=log_prob))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collected:
+    """What one update learns from.
+
+    Attributes:
+        experience: Of this process.
+        rewards: Of all processes' groups that were scored, ``(row, view, granularity, part)``, prompt-major.
+        kept: Which groups were, ``(group,)`` bool.
+        indices: Of the prompts, one per group.
+        pictures: Decoded by all processes.
+        seconds: Wall time by phase.
+    """
+
+    experience: Experience
+    rewards: Tensor
+    kept: Tensor
+    indices: list[int]
+    pictures: int
+    seconds: dict[str, float]
 
 
 def transition_at(field: VelocityField, experience: Experience, parents: Tensor) -> Transition:

@@ -138,14 +138,14 @@ class Learner:
 
     def _optimizer_step(self, experience: Experience, parents: Tensor) -> dict[str, float]:
         scorer, chunks = self.scorer, parents.split(self.settings.micro_batch)
-        total = len(experience.children_of(parents))
-        slopes = None if self.objective.separable else scorer.slopes(experience, parents)
+        total, share_of_processes = self._counting(experience, parents)
+        slopes = None if self.objective.separable else scorer.slopes(experience, parents).scaled(share_of_processes)
         self.accelerator.gradient_accumulation_steps, self.accelerator.step = len(chunks), 0
         collected: list[Collected] = []
         norm, rate = torch.zeros(()), float(self.schedule.get_last_lr()[0])
         for chunk in chunks:
             with self.accelerator.accumulate(self.prepared):
-                share = len(experience.children_of(chunk)) / total
+                share = int(experience.counts(experience.children_of(chunk)).sum()) / total
                 collected.append((self._backward(scorer, experience, chunk, share, slopes), share))
                 if self.accelerator.sync_gradients:
                     norm = self._clip([metrics["loss"] for metrics, _ in collected], experience.trajectory.t[parents])
@@ -156,6 +156,14 @@ class Learner:
             if self.average is not None:
                 self.average.step()
         return self._reduce(collected) | {"grad_norm": float(norm), "lr": rate}
+
+    def _counting(self, experience: Experience, parents: Tensor) -> tuple[float, float]:
+        """Children that count, as a mean over processes, and this process's number of them in that unit: each child weighs the same."""
+        mine = experience.counts(experience.children_of(parents)).sum()
+        if experience.kept is None:
+            return int(mine), 1.0
+        mean = max(float(self.accelerator.gather(mine.reshape(1).float()).mean()), 1.0)
+        return mean, int(mine) / mean
 
     def _backward(self, scorer: Scorer, experience: Experience, parents: Tensor, share: float, slopes: Slopes | None) -> dict[str, Tensor]:
         """Add one micro-batch's share of the gradient."""

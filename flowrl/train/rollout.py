@@ -1,26 +1,22 @@
-"""A rollout: prompts to trajectories to pictures to rewards, each process with whole groups."""
+"""A rollout: prompts to trajectories, each process with whole groups."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
-from flowrl.errors import NonFiniteError
 from flowrl.flow import Condition, Trajectory
 from flowrl.shapes import randn, seeded_generator
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from flowrl.flow import Sampler, VelocityField
     from flowrl.models import ImageModel
-    from flowrl.rl import Reward
 
-__all__ = ["Rollout", "draw", "require_finite", "score"]
+__all__ = ["Rollout", "draw", "join"]
 
 _NOISE, _STEPS = 1, 2  # streams of random numbers: initial states, and the steps' noise
 
@@ -40,6 +36,10 @@ class Rollout:
     condition: Condition
     trajectory: Trajectory
     seconds: float
+
+    def without_samples(self) -> Rollout:
+        """The same without the final states, which only the rewards look at."""
+        return replace(self, trajectory=replace(self.trajectory, samples=self.trajectory.samples.new_empty(0)))
 
 
 def draw(
@@ -68,41 +68,13 @@ def draw(
     return Rollout(prompts=prompts, condition=condition, trajectory=trajectory, seconds=time.perf_counter() - start)
 
 
-def score(model: ImageModel, reward: Reward, rollout: Rollout, *, batch: int) -> Tensor:
-    """Decode and score every final state, ``batch`` pictures at a time; no picture outlives its batch.
-
-    Returns:
-        ``(row, view, granularity, part)`` float32 on the CPU, parts in the order of ``reward.weights``.
-    """
-    samples = rollout.trajectory.samples
-    states = samples.flatten(0, 2)
-    per_row = samples.shape[1] * samples.shape[2]
-    groups = rollout.trajectory.group.repeat_interleave(per_row).tolist()
-    names = list(reward.weights)
-    parts = []
-    for start in range(0, len(states), batch):
-        prompts = [rollout.prompts[group] for group in groups[start : start + batch]]
-        with torch.no_grad():
-            parts.append(reward(model.decode(states[start : start + batch]), prompts).stack(names).float().cpu())
-    return torch.cat(parts).reshape(*samples.shape[:3], len(names))
-
-
-def require_finite(rewards: Tensor, names: Sequence[str], prompts: Sequence[str]) -> None:
-    """Refuse scores that are not numbers.
-
-    Args:
-        rewards: ``(row, view, granularity, part)``, prompt-major.
-        names: Of the parts.
-        prompts: One per group.
-
-    Raises:
-        NonFiniteError: If a score is NaN or infinite; names the part, the prompt and the member of the group.
-    """
-    bad = (~rewards.isfinite()).nonzero()
-    if len(bad):
-        row, view, granularity, part = bad[0].tolist()
-        group, member = divmod(row, len(rewards) // len(prompts))
-        raise NonFiniteError(
-            f"reward {names[part]!r} is {float(rewards[row, view, granularity, part])} for prompt {prompts[group]!r}, "
-            f"member {member} of its group ({len(bad)} of {rewards.numel()} scores in this update)"
-        )
+def join(parts: Sequence[Rollout]) -> Rollout:
+    """Rollouts of several prompts each, one after the other, as one."""
+    if len(parts) == 1:
+        return parts[0]
+    return Rollout(
+        prompts=[prompt for part in parts for prompt in part.prompts],
+        condition=Condition.cat([part.condition for part in parts]),
+        trajectory=Trajectory.cat([part.trajectory for part in parts]),
+        seconds=sum(part.seconds for part in parts),
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,21 +14,22 @@ import yaml
 from accelerate.utils import broadcast_object_list, gather_object
 from tqdm.auto import tqdm
 
-from flowrl.errors import CheckpointError, NonFiniteError
+from flowrl.errors import CheckpointError, NonFiniteError, RewardError
 from flowrl.models.quiet import quiet_libraries
-from flowrl.rl import UniformPrompts, part_weights
+from flowrl.rl import UniformPrompts, check_ready, part_weights
 from flowrl.train.checkpoint import CheckpointFolder
 from flowrl.train.describe import describe
 from flowrl.train.ema import WeightAverage
 from flowrl.train.evaluation_result import EvaluationResult, evaluation_folder
-from flowrl.train.experience import Experience
+from flowrl.train.experience import Collected, Experience
 from flowrl.train.grids import save_png
 from flowrl.train.learner import Learner
 from flowrl.train.metrics import MetricsLog
 from flowrl.train.parallel import check_reference, start_accelerator
 from flowrl.train.prompts import load_prompts
 from flowrl.train.resume import CONFIG_FILE, starting_point
-from flowrl.train.rollout import Rollout, draw, require_finite, score
+from flowrl.train.rollout import Rollout, draw, join
+from flowrl.train.scores import complete_groups, refuse_failures, submit
 from flowrl.train.signals import Stopped, StopRequest
 from flowrl.train.state import Counters, keep_weights_out, load_checkpoint, save_checkpoint
 from flowrl.train.summary import train_line
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
     from flowrl.flow import Sampler
     from flowrl.train.evaluation import Evaluation
+    from flowrl.train.scores import PendingScores
     from flowrl.train.trainer import RLTrainer
 
 __all__ = ["Run", "RunSummary"]
@@ -81,6 +83,8 @@ class Run:
         self.prompts = load_prompts(trainer.prompts)
         self.checkpoints = CheckpointFolder(root=trainer.folder / "checkpoints", keep=trainer.keep_checkpoints)
         checkpoint = self._starting_point(resume=resume)
+        for reward in (trainer.reward, *(trainer.evaluation.rewards if trainer.evaluation else ())):
+            check_ready(reward)
         self.counters = Counters()
         self.prompt_sampler = trainer.prompt_sampler or UniformPrompts(prompts_count=len(self.prompts), seed=trainer.seed)
         self.learner = self._learner()
@@ -113,53 +117,75 @@ class Run:
     def _one_update(self, stop: StopRequest) -> dict[str, Any]:
         """One update; counts as done only when its line is written."""
         start = time.perf_counter()
-        experience, rewards, indices, seconds = self._collect(stop)
+        batch = self._collect(stop)
         collected = time.perf_counter()
-        metrics = self._learn(experience)
-        self.prompt_sampler.observe(indices, self._weighted(rewards))
-        seconds["update"] = time.perf_counter() - collected
-        self._count(experience, rewards, time.perf_counter() - start)
-        return self._record(train_line(self.counters, self.trainer.reward, rewards, len(indices), metrics, seconds))
+        metrics = self._learn(batch.experience)
+        kept = batch.kept.tolist()
+        indices = [index for index, is_kept in zip(batch.indices, kept, strict=True) if is_kept]
+        self.prompt_sampler.observe(indices, self._weighted(batch.rewards))
+        seconds = batch.seconds | {"update": time.perf_counter() - collected}
+        self._count(batch, time.perf_counter() - start)
+        line = train_line(self.counters, self.trainer.reward, batch.rewards, len(indices), metrics, seconds)
+        return self._record(line | {"groups_dropped": len(kept) - len(indices)})
 
-    def _collect(self, stop: StopRequest) -> tuple[Experience, Tensor, list[int], dict[str, float]]:
-        """What to learn from: rollout, rewards of all processes, the prompts' indices; final states are let go of."""
-        self._stop_if(stop)
+    def _collect(self, stop: StopRequest) -> Collected:
+        """What to learn from: rollout in parts, rewards of all processes; the rewards of a part may come while the next is drawn."""
         sampler = self.trainer.sampler.for_update(self.counters.update, self.trainer.seed)
         indices = self.prompt_sampler.draw(self.counters.update, self.trainer.prompts_per_update)
-        rollout = self._rollout(sampler, indices)
+        rollouts, pending, waited = [], [], 0.0
+        for slots in self.trainer.parts(self.groups):
+            self._stop_if(stop)
+            rollout = self._rollout(sampler, indices, slots)
+            start = time.perf_counter()
+            pending.append(submit(self.learner.model, self.trainer.reward, rollout, batch=self.trainer.reward_batch))
+            rollouts.append(rollout.without_samples())
+            waited += time.perf_counter() - start
         self._stop_if(stop)
-        start = time.perf_counter()
-        rewards = self._rewards(rollout, indices)
-        seconds = {"rollout": rollout.seconds, "reward": time.perf_counter() - start}
+        start, rollout = time.perf_counter(), join(rollouts)
+        rewards, kept = self._rewards(pending, [self.prompts[index] for index in indices])
+        seconds = {"rollout": rollout.seconds, "reward": waited + time.perf_counter() - start}
         self._stop_if(stop)
-        return self._experience(rollout, sampler, rewards), rewards, indices, seconds
+        rows = kept.repeat_interleave(self.trainer.sampler.group_size)
+        experience = self._experience(rollout, sampler, rewards[rows], rows)
+        return Collected(
+            experience=experience, rewards=rewards[rows], kept=kept, indices=indices, pictures=rewards[..., 0].numel(), seconds=seconds
+        )
 
-    def _rollout(self, sampler: Sampler, indices: Sequence[int]) -> Rollout:
+    def _rollout(self, sampler: Sampler, indices: Sequence[int], part: range) -> Rollout:
         first = self.accelerator.process_index * self.groups
-        slots = range(first, first + self.groups)
+        slots = range(first + part.start, first + part.stop)
         field = self.learner.model.field(self.accelerator.unwrap_model(self.learner.prepared))
         key = (self.trainer.seed, self.counters.update)
         return draw(self.learner.model, field, sampler, [self.prompts[indices[slot]] for slot in slots], slots=slots, key=key)
 
-    def _rewards(self, rollout: Rollout, indices: Sequence[int]) -> Tensor:
-        """Scores of all processes, prompt-major; they are checked after the gather, so that all processes stop together."""
-        local = score(self.learner.model, self.trainer.reward, rollout, batch=self.trainer.reward_batch)
+    def _rewards(self, pending: Sequence[PendingScores], prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Scores of all processes, prompt-major, and which groups have theirs; checked after the gather: all processes stop together."""
+        parts = [scores.wait() for scores in pending]
+        local = torch.cat([scores for scores, _ in parts])
         rewards = self.accelerator.gather(local.to(self.accelerator.device)).cpu()
-        require_finite(rewards, list(self.trainer.reward.weights), [self.prompts[index] for index in indices])
-        return rewards
+        kept = complete_groups(rewards, len(prompts))
+        if not kept.all():
+            problems = gather_object([problem for _, problems in parts for problem in problems])
+            if self.trainer.on_reward_failure == "stop" or not kept.any():
+                refuse_failures(rewards, list(self.trainer.reward.weights), prompts, problems)
+            reason = problems[0] if problems else "a score is not a number"
+            logger.warning("update %d goes on without %d of %d groups: %s", self.counters.update, int((~kept).sum()), len(kept), reason)
+        return rewards, kept
 
-    def _experience(self, rollout: Rollout, sampler: Sampler, rewards: Tensor) -> Experience:
-        """Advantages over the whole update, then this process's rows of them."""
+    def _experience(self, rollout: Rollout, sampler: Sampler, rewards: Tensor, rows: Tensor) -> Experience:
+        """Advantages over the groups that were scored, then this process's rows of them; rows that were not have none and do not count."""
         group_size, trajectory = self.trainer.sampler.group_size, rollout.trajectory
-        groups = torch.arange(self.trainer.prompts_per_update).repeat_interleave(group_size)
-        advantage = self.trainer.advantage(rewards, groups, part_weights(self.trainer.reward))
-        first = self.accelerator.process_index * self.groups * group_size
-        mine = advantage[first : first + self.groups * group_size].to(trajectory.log_prob)
+        groups = torch.arange(len(rewards) // group_size).repeat_interleave(group_size)
+        scored = self.trainer.advantage(rewards, groups, part_weights(self.trainer.reward))
+        advantage = scored.new_zeros(len(rows), *scored.shape[1:])
+        advantage[rows] = scored
+        mine = slice(first := self.accelerator.process_index * self.groups * group_size, first + self.groups * group_size)
         return Experience(
-            trajectory=replace(trajectory, samples=trajectory.samples.new_empty(0)),
+            trajectory=trajectory,
             condition=rollout.condition,
             dynamics=sampler.dynamics,
-            advantage=mine.expand_as(trajectory.log_prob).contiguous(),
+            advantage=advantage[mine].to(trajectory.log_prob).expand_as(trajectory.log_prob).contiguous(),
+            kept=None if rows.all() else rows[mine].to(trajectory.log_prob.device),
         )
 
     def _learn(self, experience: Experience) -> dict[str, float]:
@@ -171,14 +197,14 @@ class Run:
         return self.learner.update(experience)
 
     def _weighted(self, rewards: Tensor) -> Tensor:
-        return (rewards.mean((1, 2)) * part_weights(self.trainer.reward)).sum(-1).reshape(self.trainer.prompts_per_update, -1)
+        return (rewards.mean((1, 2)) * part_weights(self.trainer.reward)).sum(-1).reshape(-1, self.trainer.sampler.group_size)
 
-    def _count(self, experience: Experience, rewards: Tensor, seconds: float) -> None:
-        processes = self.accelerator.num_processes
+    def _count(self, batch: Collected, seconds: float) -> None:
+        processes, trajectory = self.accelerator.num_processes, batch.experience.trajectory
         self.counters.update += 1
-        self.counters.trained_states += len(experience.trajectory.parents) * processes * self.trainer.update.epochs
-        self.counters.images += rewards[..., 0].numel()
-        self.counters.network_evaluations += experience.trajectory.network_evaluations * processes
+        self.counters.trained_states += len(trajectory.parents) * processes * self.trainer.update.epochs
+        self.counters.images += batch.pictures
+        self.counters.network_evaluations += trajectory.network_evaluations * processes
         self.counters.seconds += seconds
 
     def _record(self, line: dict[str, Any]) -> dict[str, Any]:
@@ -209,12 +235,12 @@ class Run:
                 share = evaluation.run(
                     self.learner.model, module=module, rank=self.accelerator.process_index, processes=self.accelerator.num_processes
                 )
-            except NonFiniteError as error:
-                problem = str(error)
+            except (NonFiniteError, RewardError) as error:
+                problem = error
         shares = gather_object([problem if share is None else share])
         for found in shares:
-            if isinstance(found, str):
-                raise NonFiniteError(found)
+            if isinstance(found, Exception):
+                raise found
         return EvaluationResult.merge(shares)
 
     def _is_evaluated(self, update: int) -> bool:
@@ -238,7 +264,7 @@ class Run:
 
     def _can_save_after(self, error: BaseException) -> bool:
         """Whether all processes are here: a fault of one alone, such as a reward that raises, would leave it waiting for the others."""
-        if isinstance(error, NonFiniteError | Stopped):
+        if isinstance(error, NonFiniteError | RewardError | Stopped):
             return True
         alone = self.accelerator.num_processes == 1 and isinstance(error, Exception)
         return alone and self.counters.update > 0 and not isinstance(error, CheckpointError)

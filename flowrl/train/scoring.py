@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,10 @@ class Slopes:
     by_log_ratio: Tensor
     by_kl: Tensor | None
     metrics: dict[str, Tensor]
+
+    def scaled(self, factor: float) -> Slopes:
+        """The slopes of so many times the objective."""
+        return replace(self, by_log_ratio=self.by_log_ratio * factor, by_kl=None if self.by_kl is None else self.by_kl * factor)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +68,8 @@ class Scorer:
         entries = log_ratio[:, None]
         context = StepBatch(group_ids=experience.trajectory.group[children.row], kl_reference=None if kl is None else kl[:, None])
         advantage = experience.advantage[children.row, children.step][:, None]
-        loss, metrics = self.objective(entries, advantage, torch.ones_like(entries, dtype=torch.bool), context)
+        counts = experience.counts(children)
+        loss, metrics = self.objective(entries, advantage, _at_least_one(counts)[:, None], context)
         return loss, {"loss": loss.detach(), **metrics}
 
     def slopes(self, experience: Experience, parents: Tensor) -> Slopes:
@@ -72,7 +77,7 @@ class Scorer:
         log_ratio, kl, mask = self._score_all(experience, parents)
         leaves = [entries.requires_grad_() for entries in (log_ratio, kl) if entries is not None]
         context = StepBatch(group_ids=experience.trajectory.group, kl_reference=kl)
-        loss, metrics = self.objective(log_ratio, experience.advantage, mask, context)
+        loss, metrics = self.objective(log_ratio, experience.advantage, _at_least_one(mask), context)
         by_log_ratio, *rest = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
         return Slopes(by_log_ratio=by_log_ratio, by_kl=rest[0] if rest else None, metrics={"loss": loss.detach(), **metrics})
 
@@ -104,8 +109,13 @@ class Scorer:
         for chunk in parents.split(self.micro_batch):
             children = experience.children_of(chunk)
             log_ratio[children.row, children.step], part = self._score(experience, chunk, children)
-            mask[children.row, children.step] = True
+            mask[children.row, children.step] = experience.counts(children)
             if part is not None:
                 kl = torch.zeros_like(log_ratio) if kl is None else kl
                 kl[children.row, children.step] = part
         return log_ratio, kl, mask
+
+
+def _at_least_one(mask: Tensor) -> Tensor:
+    """The mask, or all of it where it keeps nothing: that loss is multiplied by 0, but processes wait for each other's gradients."""
+    return mask if mask.any() else torch.ones_like(mask)

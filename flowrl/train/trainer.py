@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -45,6 +46,9 @@ class RLTrainer:
         checkpoint_every: Updates between checkpoints; the last state is always saved.
         keep_checkpoints: How many to keep.
         reward_batch: Pictures decoded and scored at a time, per process.
+        rollout_parts: Into how many parts a process cuts its prompts; a reward on a server scores one while the next is drawn.
+        on_reward_failure: ``stop`` ends the run, with a checkpoint, where a score is missing or no number; ``drop`` goes on without the
+            groups concerned, counts them in ``groups_dropped`` and only stops if none is left.
         ema_decay: Decay of the weight average that is then evaluated and released; None for none.
         mixed_precision: Autocast of the trained network; ``None`` leaves it to accelerate's own config.
         find_unused_parameters: For DDP, where a model does not use all of its trained parameters.
@@ -72,6 +76,8 @@ class RLTrainer:
     checkpoint_every: int = 10
     keep_checkpoints: int = 2
     reward_batch: int = 64
+    rollout_parts: int = 1
+    on_reward_failure: Literal["stop", "drop"] = "stop"
     ema_decay: float | None = None
     mixed_precision: Literal["no", "bf16", "fp16"] | None = None
     find_unused_parameters: bool = False
@@ -79,11 +85,21 @@ class RLTrainer:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("updates", "prompts_per_update", "evaluate_every", "checkpoint_every", "keep_checkpoints", "reward_batch"):
+        for name in (
+            "updates",
+            "prompts_per_update",
+            "evaluate_every",
+            "checkpoint_every",
+            "keep_checkpoints",
+            "reward_batch",
+            "rollout_parts",
+        ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ConfigError(f"ema_decay must lie inside (0, 1), got {self.ema_decay}; null trains without an average")
+        if self.on_reward_failure not in ("stop", "drop"):
+            raise ConfigError(f"on_reward_failure must be 'stop' or 'drop', got {self.on_reward_failure!r}")
         if isinstance(self.sampler.dynamics, ODE):
             raise ConfigError(
                 f"{type(self.sampler).__name__} draws without noise, which leaves no log-probability to train; "
@@ -109,6 +125,12 @@ class RLTrainer:
                 f"{processes} processes; set prompts_per_update={fitting}, or start another number of processes"
             )
         return self.prompts_per_update // processes
+
+    def parts(self, groups: int) -> list[range]:
+        """Which of a process's groups are drawn together: ``rollout_parts`` runs of equal length, or as equal as can be."""
+        count = min(self.rollout_parts, groups)
+        ends = [groups * part // count for part in range(count + 1)]
+        return [range(first, last) for first, last in pairwise(ends)]
 
     def run(self, *, resume: bool = False) -> RunSummary:
         """Train.

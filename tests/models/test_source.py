@@ -43,7 +43,7 @@ def test_a_hub_id_is_passed_on_and_a_local_folder_wins(tmp_path, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:The `local_dir_use_symlinks` argument:UserWarning")  # diffusers' own
 def test_an_unreachable_hub_model_is_named():
-    with pytest.raises(CheckpointError, match=r"cannot load owner/no-such-model: .*; it must be a (StableDiffusion3Pipeline|diffusers pipeline) saved whole"):
+    with pytest.raises(CheckpointError, match=r"cannot load owner/no-such-model: .*; it must be a \w+( pipeline)? saved whole"):
         StableDiffusion3(path="owner/no-such-model").load("cpu")
 
 
@@ -73,7 +73,7 @@ def test_a_damaged_part_of_the_pipeline_is_named(pipeline_folder, tmp_path, part
     path.write_bytes(path.read_bytes()[:-100])
     if damage == "missing":
         path.unlink()
-    with pytest.raises(CheckpointError, match=r"cannot load .*copy: .*; it must be a (StableDiffusion3Pipeline|diffusers pipeline) saved whole"):
+    with pytest.raises(CheckpointError, match=r"cannot load .*copy: .*; it must be a \w+( pipeline)? saved whole"):
         StableDiffusion3(path=str(folder)).load("cpu")
 
 

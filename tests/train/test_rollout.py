@@ -15,8 +15,9 @@ from flowrl.models.quiet import quiet_libraries
 from flowrl.rl import RewardBatch, UniformPrompts
 from flowrl.train import Evaluation
 from flowrl.train.describe import describe, differences
-from flowrl.train.rollout import draw, score
+from flowrl.train.rollout import draw
 from flowrl.train.run import Run
+from flowrl.train.scores import score
 from flowrl.train.state import Counters
 from flowrl.train.summary import train_line
 from samplers import ODESampler, SingularStochasticSampler
@@ -54,7 +55,7 @@ def test_another_seed_update_or_slot_gives_other_initial_states_and_other_steps(
     model, drawn = ToyModel(LinearNet()), []
 
     class Listener:
-        noise_rows = sde().noise_rows
+        noise_rows, initial_time = sde().noise_rows, 1.0
 
         def sample(self, field, noise, condition, generators):
             drawn.append((noise, torch.randn(3, generator=generators[0])))
