@@ -152,13 +152,21 @@ class DiffusersModel(ABC):
         Raises:
             ValueError: If the time is neither a scalar nor one per state.
         """
+        timestep = self.time_per_state(x_t, t) * self.pipeline.scheduler.config.num_train_timesteps
+        return self.call_network(module, x_t, timestep, condition)
+
+    def time_per_state(self, x_t: Tensor, t: Time) -> Tensor:
+        """``t`` as ``(batch,)`` float32.
+
+        Raises:
+            ValueError: If it is neither a scalar nor one per state.
+        """
         time = torch.as_tensor(t, dtype=torch.float32, device=x_t.device)
         if time.shape not in ((), x_t.shape[:1]):
             raise ValueError(
                 f"{type(self).__name__} takes a time of shape () or ({len(x_t)},), got {tuple(time.shape)}; a picture has one noise level"
             )
-        timestep = time.expand(len(x_t)) * self.pipeline.scheduler.config.num_train_timesteps
-        return self.call_network(module, x_t, timestep, condition)
+        return time.expand(len(x_t))
 
     def call_network(self, module: nn.Module, x: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
         """What :meth:`predict` gives under the dtypes of ``source``, float32; its arguments are of any dtype."""
