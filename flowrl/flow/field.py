@@ -50,6 +50,7 @@ class ClassifierFreeGuidance:
         field: The conditional field.
         scale: Guidance scale; 1 is the conditional field (then use it bare: it costs half).
         negative: The unconditional or negative-prompt condition, one row.
+        shared: Names in the condition that ``negative`` lacks because both halves have them from the row itself, such as a picture to edit.
 
     Raises:
         ValueError: If the scale is negative or NaN, or ``negative`` has more than one row.
@@ -58,6 +59,7 @@ class ClassifierFreeGuidance:
     field: VelocityField
     scale: float
     negative: Condition
+    shared: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.scale >= 0:
@@ -72,15 +74,16 @@ class ClassifierFreeGuidance:
 
     def __call__(self, x_t: Tensor, t: Time, condition: Condition) -> Tensor:
         """The guided velocity; see :class:`VelocityField`."""
-        negative, conditional = self.halves(x_t, t, condition)
-        return negative + self.scale * (conditional - negative)
-
-    def halves(self, x_t: Tensor, t: Time, condition: Condition) -> tuple[Tensor, Tensor]:
-        """The velocities under the negative and under the given condition."""
-        both = Condition.cat([self.negative.repeat(len(x_t)), condition])
+        own = {name: condition.tensors[name] for name in self.shared}
+        away = Condition({**self.negative.repeat(len(x_t)).tensors, **own}, len(x_t))
+        both = Condition.cat([away, condition])
         time = torch.as_tensor(t, device=x_t.device)
         negative, conditional = self.field(torch.cat([x_t, x_t]), torch.cat([time, time]) if time.ndim else time, both).chunk(2)
-        return negative, conditional
+        return self.combined(negative, conditional)
+
+    def combined(self, negative: Tensor, conditional: Tensor) -> Tensor:
+        """The guided velocity of the two halves; other kinds of guidance differ in this formula alone."""
+        return negative + self.scale * (conditional - negative)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flowrl.models.tiny.sd3 import TinySD3, init_for_small_training, tiny_sd3_pipeline
 from flowrl.models.tiny.texts import WORDS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["TINY", "TinySD3", "init_for_small_training", "tiny_sd3_pipeline"]
 
