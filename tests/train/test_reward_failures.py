@@ -249,3 +249,28 @@ def test_a_failure_that_shows_when_scores_are_fetched_is_reported_like_any_other
 def test_other_words_for_a_failure_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="on_reward_failure must be 'stop' or 'drop', got 'ignore'"):
         trainer(tmp_path / "run", on_reward_failure="ignore")
+
+
+@dataclass(frozen=True)
+class Coupled:
+    """Squared mean of A·log-ratio and a mean that depends on all that counts: no sum over entries."""
+
+    separable: ClassVar[bool] = False
+
+    def __call__(self, log_ratio, advantage, mask, context=None):
+        terms = torch.where(mask, advantage * log_ratio.exp(), torch.zeros(()))
+        mean = terms.sum() / mask.sum()
+        return mean.square() - mean, {}
+
+
+def test_an_objective_that_couples_entries_sees_only_those_that_count():
+    found = []
+    for others in (0.0, 100.0):  # advantages of the rows that do not count
+        model = ToyModel(LinearNet())
+        experience = make_experience(model, sde())
+        experience.advantage[4:] = others
+        kept = replace(experience, kept=torch.tensor([True] * 4 + [False] * 4))
+        found.append(gradient(make_learner(model, Coupled(), micro_batch=3), kept))
+    for name, value in found[0].items():
+        assert value.abs().max() > 1e-5
+        assert torch.equal(value, found[1][name])
