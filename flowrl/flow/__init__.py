@@ -3,6 +3,7 @@
 from flowrl.flow.condition import Condition
 from flowrl.flow.dynamics import CPS, ODE, Ancestral, DanceSDE, Dynamics, FlowSDE, kept_noise
 from flowrl.flow.field import ClassifierFreeGuidance, DiffusionField, VelocityField, evaluations_per_state
+from flowrl.flow.guidance import IntervalGuidance, NormKeepingGuidance, NormLimitingGuidance, patch_norm, row_norm
 from flowrl.flow.matching import flow_matching_error, flow_matching_loss, logit_normal_times
 from flowrl.flow.path import PREDICTIONS, AffinePath, Endpoints, PathSample, RectifiedFlow, VariancePreserving
 from flowrl.flow.times import dynamic_shift, shift_time, shifted_times
@@ -22,6 +23,9 @@ __all__ = [
     "Dynamics",
     "Endpoints",
     "FlowSDE",
+    "IntervalGuidance",
+    "NormKeepingGuidance",
+    "NormLimitingGuidance",
     "PathSample",
     "RectifiedFlow",
     "Reduction",
@@ -36,6 +40,8 @@ __all__ = [
     "flow_matching_loss",
     "kept_noise",
     "logit_normal_times",
+    "patch_norm",
+    "row_norm",
     "shift_time",
     "shifted_times",
 ]
