@@ -8,9 +8,10 @@ from typing import Any
 
 from flowrl.config.fit import Misfit, fit, hint_name
 from flowrl.config.targets import fields_of, find_target
+from flowrl.config.user_code import user_targets
 from flowrl.errors import ConfigError, FlowrlError, close_match
 
-__all__ = ["instantiate", "validate"]
+__all__ = ["instantiate", "instantiate_data", "validate"]
 
 _BROKEN = object()  # stands for a value whose errors are already noted
 
@@ -20,7 +21,8 @@ def instantiate(config: Any, place: str = "config") -> Any:
 
     Args:
         config: Nested dicts, lists and scalars. A mapping with ``target: package.Class`` becomes that class called with its other keys,
-            innermost first; the packages are flowrl, samplers, rewards and robot. Any other mapping becomes a dict.
+            innermost first; the packages are flowrl, samplers, rewards and robot. ``target: package.module:Class`` and
+            ``target: file.py:Class`` run code of somebody else's; see `flowrl.config.user_code`. Any other mapping becomes a dict.
         place: Where the config stands, for messages.
 
     Raises:
@@ -31,6 +33,21 @@ def instantiate(config: Any, place: str = "config") -> Any:
     if builder.errors:
         raise ConfigError("\n".join(builder.errors)) from builder.cause
     return built
+
+
+def instantiate_data(config: Any, place: str = "config") -> Any:
+    """Build what a file that is data describes, such as the card in a policy's weights: nothing but flowrl's own classes.
+
+    Args:
+        config: As `instantiate` takes it.
+        place: Where it stands, for messages.
+
+    Raises:
+        ConfigError: If a target names code outside flowrl, or anything that `instantiate` finds.
+    """
+    if foreign := user_targets(config):
+        raise ConfigError(f"{place}: {', '.join(map(repr, foreign))} is outside the packages of flowrl; a file of weights may not run code")
+    return instantiate(config, place)
 
 
 def validate(config: Any, place: str = "config") -> list[str]:

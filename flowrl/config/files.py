@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from flowrl.config.overrides import apply_overrides, without_base_60
+from flowrl.config.user_code import locate_files
 from flowrl.errors import ConfigError, close_match
 
 if TYPE_CHECKING:
@@ -74,19 +75,23 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
             in the config or be a field of the component that it sets; the value is YAML.
 
     Returns:
-        Plain dicts, lists and scalars, as `instantiate` takes them and as a run folder's ``config.yaml`` stores them.
+        Plain dicts, lists and scalars, as `instantiate` takes them and as a run folder's ``config.yaml`` stores them. A target that names
+        a file of the user's (``target: my_reward.py:MyReward``) has its full path; a relative one lies in the config's folder, or else in
+        the working directory.
 
     Raises:
         ConfigError: If the file is missing, not UTF-8, not YAML or not a mapping, or if an override names what does not exist.
     """
     found = config_path(path)
     config = cast("dict[str, Any]", OmegaConf.to_container(_read(found), resolve=False))
-    apply_overrides(config, overrides)
+    apply_overrides(config, overrides, found.parent)
     try:
-        return cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.create(config), resolve=True, throw_on_missing=True))
+        resolved = cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.create(config), resolve=True, throw_on_missing=True))
     except OmegaConfBaseException as error:
         place = f"config.{error.full_key}" if error.full_key else str(found)
         raise ConfigError(f"{place}: {str(error).splitlines()[0]}") from error
+    locate_files(resolved, found.parent)
+    return resolved
 
 
 def _read(path: Path) -> DictConfig:

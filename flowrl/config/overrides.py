@@ -10,32 +10,37 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from flowrl.config.targets import fields_of, find_target
+from flowrl.config.user_code import locate_files
 from flowrl.errors import ConfigError, close_match
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
 __all__ = ["apply_overrides", "without_base_60"]
 
 _BASE_60 = re.compile(r"\d+(:\d+)+")
 
 
-def apply_overrides(config: dict[str, Any], overrides: Sequence[str]) -> None:
+def apply_overrides(config: dict[str, Any], overrides: Sequence[str], folder: Path) -> None:
     """Apply overrides in their order, in place.
 
     Args:
         config: Nested dicts and lists; interpolations are still unresolved text.
         overrides: ``key=value`` each; the value is read as YAML and replaces what was there, mappings too.
+        folder: Where files that a ``target:`` names are looked for first.
 
     Raises:
         ConfigError: If one is not ``key=value``, its value is not YAML, or its key is neither in the config nor a field of the component
             there.
     """
+    locate_files(config, folder)
     for text in overrides:
         key, equals, raw = text.partition("=")
         if not (key and equals):
             raise ConfigError(f"override {text!r} must read key=value, for example sampler.group_size=8")
         _apply(config, key.strip().split("."), _parse(text, raw))
+        locate_files(config, folder)
 
 
 def without_base_60(text: str) -> str:

@@ -1,4 +1,4 @@
-"""What a ``target:`` names: a class of one of four packages, looked up by name, and the fields it takes."""
+"""What a ``target:`` names: a class of one of four packages, or by a colon one of somebody else's, and the fields it takes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, is_dataclass
 from typing import TYPE_CHECKING, Any
 
+from flowrl.config.user_code import find_user_class, is_user_target
 from flowrl.errors import ConfigError, close_match
 
 if TYPE_CHECKING:
@@ -52,20 +53,22 @@ def find_target(name: object, place: str) -> type:
     """Return the class that a ``target:`` names.
 
     Args:
-        name: ``package.module.Class``, a public name under one of `ROOTS`.
+        name: ``package.module.Class``, a public name under one of `ROOTS`; or with a colon what `find_user_class` takes.
         place: Dotted place of the target, for messages.
 
     Raises:
         ConfigError: If the package is not one of the four or is another distribution's, or the name is unknown, private or no class of
-            ours.
+            ours; with a colon, if it cannot be imported or is no class.
     """
     if not isinstance(name, str) or not name:
         raise ConfigError(f"{place}: must be a dotted name such as 'samplers.SDESampler', got {name!r}")
+    if is_user_target(name):
+        return find_user_class(name, place)
     root, *middle = name.split(".")
     if root not in ROOTS:
         raise ConfigError(
-            f"{place}: {name!r} is outside the packages {', '.join(ROOTS)}; a component of your own is put in from Python: "
-            "dataclasses.replace(flowrl.config.instantiate(flowrl.config.load_config(CONFIG)), reward=…).run()"
+            f"{place}: {name!r} is outside the packages {', '.join(ROOTS)}; a class of your own is named with a colon: "
+            "'my_package.module:MyReward' or 'folder/file.py:MyReward'"
         )
     module = _import(root, place)
     _refuse_foreign(module, root, place)

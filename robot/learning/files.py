@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from flowrl.config import asset_path, instantiate
+from flowrl.config import asset_path, instantiate_data
 from flowrl.errors import CheckpointError, ConfigError
 from flowrl.train.describe import describe
 from robot.normalise import NormStats
@@ -179,7 +179,7 @@ class FileKind:
 
     def _recipe(self, path: Path, card: Mapping[str, Any]) -> Any:
         try:
-            recipe = instantiate(card["recipe"], "recipe")
+            recipe = instantiate_data(card["recipe"], "recipe")
         except ConfigError as error:
             raise CheckpointError(f"{path} describes a {self.noun} that cannot be built here: {error}") from error
         if not isinstance(recipe, self.recipe):

@@ -150,6 +150,7 @@ def test_files_of_others_are_refused_with_what_reads_them(path):
         (lambda card: card.update(version=2), "is of version 2, this flowrl reads up to 1; install a newer one"),
         (lambda card: card.pop("recipe"), r"cannot be read: KeyError\('recipe'\)"),
         (lambda card: card.update(recipe={"target": "os.system"}), "cannot be built here.*outside the packages"),
+        (lambda card: card.update(recipe={"target": "os:PathLike"}), "cannot be built here.*a file of weights may not run code"),
         (lambda card: card.update(recipe={"target": "robot.learning.Flow"}), "describes a Flow, not a policy"),
     ],
 )
