@@ -18,7 +18,11 @@ __all__ = ["PromptSampler", "UniformPrompts"]
 
 
 class PromptSampler(Protocol):
-    """Chooses prompts by index; the same on every process."""
+    """Chooses prompts by index; the same on every process.
+
+    One that can tell in advance which prompts a run will draw has a method ``upcoming(updates, count)``, see :class:`UniformPrompts`; only
+    those are encoded where a run encodes its prompts first.
+    """
 
     def draw(self, update: int, count: int) -> list[int]:
         """Return the indices of the ``count`` prompts of one update, over all processes."""
@@ -74,6 +78,10 @@ class UniformPrompts:
         epochs = [torch.randperm(self.prompts_count, generator=seeded_generator(self.seed, epoch)) for epoch in range(first, last + 1)]
         offset = start - first * self.prompts_count
         return torch.cat(epochs)[offset : offset + count].tolist()
+
+    def upcoming(self, updates: int, count: int) -> list[int]:
+        """Return every prompt that the first ``updates`` updates of ``count`` draw, once, ascending."""
+        return sorted({index for update in range(updates) for index in self.draw(update, count)})
 
     def observe(self, indices: Sequence[int], rewards: Tensor) -> None:
         """Do nothing: the draw does not depend on rewards."""

@@ -284,6 +284,7 @@ class Run:
         """Load the model and prepare everything that moves."""
         with quiet_libraries():
             model = self.trainer.model.load(self.accelerator.device)
+        model.prepare(self._texts())
         check_reference(self.accelerator, model.module, self.trainer.objective)
         optimizer, schedule = self.trainer.optimizer.build(
             model.trainable_parameters(), self.trainer.updates * self.trainer.update.optimizer_steps
@@ -305,6 +306,13 @@ class Run:
             settings=self.trainer.update,
             average=average,
         )
+
+    def _texts(self) -> list[str]:
+        """All that the model will be asked to encode, each text once."""
+        upcoming = getattr(self.prompt_sampler, "upcoming", None)
+        indices = range(len(self.prompts)) if upcoming is None else upcoming(self.trainer.updates, self.trainer.prompts_per_update)
+        evaluated = [] if self.trainer.evaluation is None else self.trainer.evaluation.texts
+        return list(dict.fromkeys([*(self.prompts[index] for index in indices), *evaluated]))
 
     def _open(self) -> None:
         """Create the run folder and its files."""

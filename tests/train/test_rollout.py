@@ -20,7 +20,7 @@ from flowrl.train.run import Run
 from flowrl.train.scores import score
 from flowrl.train.state import Counters
 from flowrl.train.summary import train_line
-from samplers import ODESampler, SingularStochasticSampler
+from samplers import ODESampler, ShiftedGrid, SingularStochasticSampler
 
 SINGULAR = SingularStochasticSampler(grid=GRID, dynamics=sde().dynamics, group_size=4, sde_indices=(0, 1), strides=(1, 2))
 
@@ -157,7 +157,7 @@ def trainer_like(sampler):
 
 def test_a_component_that_is_no_dataclass_is_described_by_its_class_alone():
     described = describe({"a": Bright(), "b": ConfigError("x"), "c": (1, None, "s")})
-    assert described == {"a": {"target": "toys.Bright"}, "b": {"target": "flowrl.errors.ConfigError"}, "c": [1, None, "s"]}
+    assert described == {"a": {"target": "toys:Bright"}, "b": {"target": "flowrl.errors.ConfigError"}, "c": [1, None, "s"]}
 
 
 @pytest.mark.parametrize("lora", [LoRA(rank=2), None], ids=["lora", "all weights"])
@@ -182,3 +182,12 @@ def test_silence_ends_with_its_context():
         assert {library.get_verbosity() for library in (of_diffusers, of_transformers)} == {logging.ERROR}
         assert not any(library.is_progress_bar_enabled() for library in (of_diffusers, of_transformers))
     assert [(library.get_verbosity(), library.is_progress_bar_enabled()) for library in (of_diffusers, of_transformers)] == before
+
+
+def test_a_run_tells_the_model_once_which_texts_it_will_ask_for(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(ToyModel, "prepare", lambda self, prompts: told.append(prompts))
+    evaluation = Evaluation(prompts=("3", "0"), sampler=ODESampler(grid=ShiftedGrid(steps=2)), rewards=(Bright(),))
+    trainer(tmp_path / "run", updates=2, prompts_per_update=1, evaluation=evaluation, seed=1).run()
+    first, second = (UniformPrompts(prompts_count=4, seed=1).draw(update, 1)[0] for update in range(2))
+    assert told == [list(dict.fromkeys([*map(str, sorted({first, second})), "3", "0"]))]
