@@ -78,7 +78,8 @@ def test_a_file_that_is_not_beside_the_config_is_looked_for_in_the_working_direc
 
 def test_a_target_may_be_put_together_by_interpolation(project):
     text = COMPOSITE.replace("'mine/red.py:Redness'", "'${vars.file}:Redness'")
-    (project / "configs" / "reward.yaml").write_text("vars: {file: mine/red.py}\nreward:\n  " + text.replace("\n", "\n  "), encoding="utf-8")
+    nested = "vars: {file: mine/red.py}\nreward:\n  " + text.replace("\n", "\n  ")
+    (project / "configs" / "reward.yaml").write_text(nested, encoding="utf-8")
     config = load_config(project / "configs" / "reward.yaml")
     assert user_targets(config) == [f"{project / 'configs' / 'mine' / 'red.py'}:Redness"]
 
