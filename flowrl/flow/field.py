@@ -74,12 +74,15 @@ class ClassifierFreeGuidance:
 
     def __call__(self, x_t: Tensor, t: Time, condition: Condition) -> Tensor:
         """The guided velocity; see :class:`VelocityField`."""
-        own = {name: condition.tensors[name] for name in self.shared}
-        away = Condition({**self.negative.repeat(len(x_t)).tensors, **own}, len(x_t))
-        both = Condition.cat([away, condition])
+        both = Condition.cat([self.away_from(condition), condition])
         time = torch.as_tensor(t, device=x_t.device)
         negative, conditional = self.field(torch.cat([x_t, x_t]), torch.cat([time, time]) if time.ndim else time, both).chunk(2)
         return self.combined(negative, conditional)
+
+    def away_from(self, condition: Condition) -> Condition:
+        """The negative condition of every row of a condition."""
+        own = {name: condition.tensors[name] for name in self.shared}
+        return Condition({**self.negative.repeat(len(condition)).tensors, **own}, len(condition))
 
     def combined(self, negative: Tensor, conditional: Tensor) -> Tensor:
         """The guided velocity of the two halves; other kinds of guidance differ in this formula alone."""

@@ -114,7 +114,7 @@ class IntervalGuidance:
         """The velocity; see :class:`VelocityField`."""
         time = torch.as_tensor(t, device=x_t.device)
         rows = (time >= self.until).expand(len(x_t)).nonzero()[:, 0]
-        both = Condition.cat([self.guidance.negative.repeat(len(rows)), condition])
+        both = Condition.cat([self.guidance.away_from(condition[rows]), condition])
         times = torch.cat([time[rows], time]) if time.ndim else time
         negative, conditional = self.guidance.field(torch.cat([x_t[rows], x_t]), times, both).split([len(rows), len(x_t)])
         return conditional.index_copy(0, rows, self.guidance.combined(negative, conditional[rows]))

@@ -1,40 +1,15 @@
-"""Latents as networks and decoders want them: packed into tokens, or with each channel's own scale."""
+"""Latents as decoders want them, each channel with its own scale."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["channel_scaled", "pack_patches", "unpack_patches"]
-
-
-def pack_patches(latents: Tensor, side: int = 2) -> Tensor:
-    """Square patches as tokens, row by row, each patch channel by channel (FLUX, Qwen-Image).
-
-    Args:
-        latents: ``(batch, channel, height, width)``; height and width are multiples of ``side``.
-        side: Latent pixels per side of a patch.
-
-    Returns:
-        ``(batch, token, channel·side²)``.
-    """
-    return pixel_unshuffle(latents, side).flatten(2).transpose(1, 2)
-
-
-def unpack_patches(tokens: Tensor, height: int, side: int = 2) -> Tensor:
-    """The inverse of :func:`pack_patches`.
-
-    Args:
-        tokens: ``(batch, token, channel·side²)``.
-        height: Of the latents; the width follows.
-        side: Latent pixels per side of a patch.
-    """
-    return pixel_shuffle(tokens.transpose(1, 2).unflatten(2, (height // side, -1)), side)
+__all__ = ["channel_scaled"]
 
 
 def channel_scaled(latents: Tensor, config: Any) -> Tensor:
