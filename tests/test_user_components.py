@@ -122,6 +122,7 @@ def test_a_config_for_data_may_not_name_code(project):
         ("def", "red.py:A", r"red\.py cannot be imported: SyntaxError: invalid syntax"),
         ("import sys\nsys.exit(3)", "red.py:A", r"SystemExit: 3 .*under if __name__ == '__main__':"),
         ("class A:\n    def __init__(self, x=1): ...", "red.py:A", "A takes arguments but is no dataclass"),
+        (REWARD, "builtins:int", "int takes arguments but is no dataclass"),
         (REWARD, "no_such_package_at_all.x:A", "there is no module 'no_such_package_at_all'; install its package .*or name the file"),
         (REWARD, "flowrl.flow:CPSS", "'CPSS' does not exist in flowrl.flow"),
     ],

@@ -80,7 +80,7 @@ def find_user_class(name: str, place: str) -> type:
         classes = [key for key, value in vars(module).items() if isinstance(value, type) and value.__module__ == module.__name__]
         what = "is not a class" if hasattr(module, kind) else "does not exist"
         raise ConfigError(f"{place}: {kind!r} {what} in {where}{close_match(kind, classes)}")
-    if not is_dataclass(found) and found.__init__ is not object.__init__ and inspect.signature(found).parameters:
+    if not is_dataclass(found) and _takes_arguments(found):
         raise ConfigError(
             f"{place}: {kind} takes arguments but is no dataclass, so a run could not record them; "
             "write it as @dataclass(frozen=True, kw_only=True) with its arguments as fields"
@@ -144,6 +144,13 @@ def _file_module(where: str, place: str) -> ModuleType:
         del sys.modules[name]
         raise ConfigError(f"{place}: {path} cannot be imported: {_told(error, str(path))}") from error
     return module
+
+
+def _takes_arguments(kind: type) -> bool:
+    try:
+        return bool(inspect.signature(kind).parameters)
+    except ValueError:  # a class written in C
+        return True
 
 
 def _told(error: BaseException, name: str) -> str:
