@@ -1,5 +1,6 @@
 """How a trajectory is drawn: grids of noise levels, solvers, and samplers with and without noise."""
 
+from samplers.diffusion_grid import DiffusionGrid
 from samplers.granular import granular_indices, singular_evaluations
 from samplers.grids import DynamicShiftGrid, ExplicitGrid, ShiftedGrid, TimeGrid
 from samplers.ode import ODESampler
@@ -14,6 +15,7 @@ OWNER = "flowrl"
 __all__ = [
     "OWNER",
     "DPMSolverPP2M",
+    "DiffusionGrid",
     "DynamicShiftGrid",
     "Euler",
     "ExplicitGrid",

@@ -3,9 +3,14 @@
 from flowrl.models.auto import AutoModel
 from flowrl.models.base import ImageModel, ModelSource
 from flowrl.models.cache import PromptCache
+from flowrl.models.flux import Flux1, Flux1Model
+from flowrl.models.flux2_klein import Flux2Klein, Flux2KleinModel
+from flowrl.models.flux_kontext import Flux1Kontext, Flux1KontextModel
 from flowrl.models.lora import LoRA
 from flowrl.models.pipeline import DiffusersModel, NetworkField
+from flowrl.models.sd import StableDiffusion, StableDiffusionModel
 from flowrl.models.sd3 import SD3Model, StableDiffusion3
+from flowrl.models.sdxl import StableDiffusionXL, StableDiffusionXLModel
 from flowrl.models.source import ADAPTERS, DiffusersSource
 from flowrl.models.tiny import TinySD3, init_for_small_training, tiny_sd3_pipeline
 from flowrl.models.weights import LORA_FILE
@@ -16,13 +21,23 @@ __all__ = [
     "AutoModel",
     "DiffusersModel",
     "DiffusersSource",
+    "Flux1",
+    "Flux1Kontext",
+    "Flux1KontextModel",
+    "Flux1Model",
+    "Flux2Klein",
+    "Flux2KleinModel",
     "ImageModel",
     "LoRA",
     "ModelSource",
     "NetworkField",
     "PromptCache",
     "SD3Model",
+    "StableDiffusion",
     "StableDiffusion3",
+    "StableDiffusionModel",
+    "StableDiffusionXL",
+    "StableDiffusionXLModel",
     "TinySD3",
     "init_for_small_training",
     "tiny_sd3_pipeline",

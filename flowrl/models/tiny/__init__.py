@@ -7,15 +7,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from flowrl.models.tiny.flux import tiny_flux1, tiny_flux1_kontext, tiny_flux2_klein
+from flowrl.models.tiny.sd import tiny_sd, tiny_sdxl
 from flowrl.models.tiny.sd3 import TinySD3, init_for_small_training, tiny_sd3_pipeline
 from flowrl.models.tiny.texts import WORDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["TINY", "TinySD3", "init_for_small_training", "tiny_sd3_pipeline"]
+__all__ = ["TINY", "TinySD3", "init_for_small_training", "tiny_sd", "tiny_sd3_pipeline", "tiny_sdxl"]
 
 TINY: dict[str, Callable[[], Any]] = {
+    "flux1": tiny_flux1,
+    "flux1_kontext": tiny_flux1_kontext,
+    "flux2_klein": tiny_flux2_klein,
+    "sd": tiny_sd,
+    "sdxl": tiny_sdxl,
     "sd3": TinySD3(vocabulary=WORDS, image_size=16, vae_channels=(8, 16), shift=3.0).build,
 }
 """Name to a function that makes a small random pipeline; its ``save_pretrained`` writes what the adapter of its class loads."""
