@@ -14,8 +14,10 @@ __all__ = ["ADAPTER", "ATTENTION", "LoRA"]
 ADAPTER = "default"
 """Name of the one adapter that is trained."""
 
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
-"""The attention projections of diffusers' transformers, image and text stream; a model that lacks some of them has the others adapted."""
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "to_qkv_mlp_proj")
+"""The attention projections of diffusers' transformers, image and text stream; a model that lacks some of them has the others adapted.
+
+``to_qkv_mlp_proj`` is what FLUX.2's single-stream blocks, most of its blocks, have in place of the first three."""
 
 
 @dataclass(frozen=True, kw_only=True)
