@@ -4,7 +4,8 @@ from rewards.brightness import Brightness
 from rewards.composite import CompositeReward
 from rewards.jpeg import JpegCompressibility
 from rewards.legibility import HeldoutLegibility, Legibility
+from rewards.ocr import OCRAccuracy
 
 OWNER = "flowrl"
 
-__all__ = ["OWNER", "Brightness", "CompositeReward", "HeldoutLegibility", "JpegCompressibility", "Legibility"]
+__all__ = ["OWNER", "Brightness", "CompositeReward", "HeldoutLegibility", "JpegCompressibility", "Legibility", "OCRAccuracy"]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from flowrl.rl import RewardBatch
-from rewards.pictures import check_samples
+from rewards.pictures import check_samples, levels
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -49,13 +49,12 @@ class JpegCompressibility:
         """
         check_samples(samples, prompts)
         finite = samples.detach().isfinite().flatten(1).all(1)
-        levels = samples.detach().float().nan_to_num().clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).cpu()
-        kilobytes = torch.tensor([self._bytes(picture) / 1000 for picture in levels], device=samples.device)
+        kilobytes = torch.tensor([self._bytes(picture) / 1000 for picture in levels(samples)], device=samples.device)
         return RewardBatch({"jpeg": torch.where(finite, -kilobytes, torch.nan)})
 
-    def _bytes(self, levels: Tensor) -> int:
+    def _bytes(self, picture: Tensor) -> int:
         from PIL import Image
 
         file = io.BytesIO()
-        Image.fromarray(levels.contiguous().numpy()).save(file, format="JPEG", quality=self.quality)
+        Image.fromarray(picture.numpy()).save(file, format="JPEG", quality=self.quality)
         return file.tell()

@@ -1,4 +1,4 @@
-"""The checks that every reward on pictures makes."""
+"""What every reward on pictures needs: the check of its arguments, and 8-bit pictures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["check_samples"]
+__all__ = ["check_samples", "levels"]
 
 
 def check_samples(samples: Tensor, prompts: Sequence[str], *, least_side: int = 1) -> None:
@@ -31,3 +31,15 @@ def check_samples(samples: Tensor, prompts: Sequence[str], *, least_side: int = 
         raise ValueError(f"samples must be floating point in [0, 1], got {samples.dtype}; divide 8-bit pictures by 255")
     if len(samples) != len(prompts):
         raise ValueError(f"got {len(samples)} samples but {len(prompts)} prompts; give one prompt per sample")
+
+
+def levels(samples: Tensor) -> Tensor:
+    """Pictures as 8-bit RGB files have them.
+
+    Args:
+        samples: (batch, 3, height, width) in [0, 1]; what lies outside is clipped, NaN becomes black.
+
+    Returns:
+        (batch, height, width, 3) uint8 on the CPU, contiguous.
+    """
+    return samples.detach().float().nan_to_num().clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).cpu().contiguous()
