@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from flowrl.flow import ClassifierFreeGuidance, Condition, VelocityField, dynamic_shift
-from flowrl.models.cache import PromptCache
+from flowrl.models.decoder import parked_decoder
+from flowrl.models.placement import all_at_work
+from flowrl.models.texts import PromptEncoder
 from flowrl.models.weights import load_full, load_lora, save_full, save_lora
 
 if TYPE_CHECKING:
@@ -49,7 +51,9 @@ class DiffusersModel(ABC):
         self.pipeline = pipeline
         self.device = device
         self.module: Any = getattr(pipeline, source.network)
-        self._cache = PromptCache(self.encode_texts, limit=source.cached_prompts, batch=source.encode_batch)
+        self._decoder = parked_decoder(source, pipeline, device)
+        helpers = self._decoder if "vae" in source.encodes_with else []
+        self._prompts = PromptEncoder(source, pipeline, device, self.encode_texts, helpers=helpers)
         self._base: dict[str, Tensor] | None = None
 
     # -- what an adapter gives -------------------------------------------------------------------------------------------
@@ -135,11 +139,13 @@ class DiffusersModel(ABC):
     # -- the contract ----------------------------------------------------------------------------------------------------
 
     def prepare(self, prompts: Sequence[str]) -> None:
-        """See :class:`ImageModel`."""
+        """See :class:`ImageModel`; what is done is up to ``source.text_encoders``. May be called again with more prompts."""
+        guided = self.source.guidance_scale != 1
+        self._prompts.prepare([*prompts, self.negative_prompt] if guided else list(prompts))
 
     def encode(self, prompts: Sequence[str]) -> Condition:
         """See :class:`ImageModel`."""
-        return self._cache(prompts).to(self.device)
+        return self._prompts(prompts).to(self.device)
 
     def field(self, module: nn.Module | None = None) -> VelocityField:
         """See :class:`ImageModel`."""
@@ -184,8 +190,9 @@ class DiffusersModel(ABC):
         """
         if tuple(latents.shape[1:]) != self.state_shape:
             raise ValueError(f"latents must be (batch, {', '.join(map(str, self.state_shape))}), got {tuple(latents.shape)}")
-        chunks = latents.to(self.device, torch.float32).split(self.source.decode_batch)
-        return torch.cat([(self.pixels(chunk).float() / 2 + 0.5).clamp(0, 1) for chunk in chunks])
+        chunks = latents.to(self.device, self.pipeline.vae.dtype).split(self.source.decode_batch)
+        with all_at_work(self._decoder):
+            return torch.cat([(self.pixels(chunk).float() / 2 + 0.5).clamp(0, 1) for chunk in chunks])
 
     @contextmanager
     def reference(self) -> Iterator[None]:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from safetensors import SafetensorError
 
 from flowrl.errors import CheckpointError, ConfigError, close_match
+from flowrl.models.decoder import tile_decoder
 from flowrl.models.lora import LoRA
+from flowrl.models.options import DTYPES, Dtype, ResourceOptions
 from flowrl.models.pipeline import DiffusersModel
+from flowrl.models.speed import compile_network, use_attention
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
 __all__ = ["ADAPTERS", "DTYPES", "DiffusersSource", "pipeline_config", "resolve_path"]
@@ -22,7 +28,8 @@ __all__ = ["ADAPTERS", "DTYPES", "DiffusersSource", "pipeline_config", "resolve_
 ADAPTERS: dict[str, type[DiffusersSource]] = {}
 """Name of a pipeline's class, as ``model_index.json`` has it, to the adapter that reads it; an adapter joins by being defined."""
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_DTYPE_NAMES = {"transformers": "dtype", "diffusers": "torch_dtype"}
+"""Libraries that parts may come from, and what their ``from_pretrained`` calls a dtype."""
 
 
 def resolve_path(path: str) -> str:
@@ -60,11 +67,12 @@ def pipeline_config(path: str) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiffusersSource:
-    """What the adapters of all pipelines can be told; an adapter's own class derives from this one.
+class DiffusersSource(ResourceOptions):
+    """What the adapters of all pipelines can be told; an adapter's own class derives from this one. See also :class:`ResourceOptions`.
 
     An adapter names its pipeline's class in ``pipeline_name``, its :class:`DiffusersModel` in ``model``, and the pipeline's part that is
-    trained in ``network`` (``unet`` instead of ``transformer``); what sampling does not need it lists in ``unused_parts``.
+    trained in ``network`` (``unet`` instead of ``transformer``); what sampling does not need it lists in ``unused_parts``, and parts
+    beside the text encoders that ``encode_texts`` needs (the decoder of a model that reads a picture) in ``encodes_with``.
 
     Attributes:
         path: A folder that ``save_pretrained`` wrote, ``assets/models/...`` or a hub id. Only safetensors are read.
@@ -73,11 +81,8 @@ class DiffusersSource:
         guidance_scale: Of classifier-free guidance, at least 1; 1 is none, and costs half.
         negative_prompt: What guidance leads away from.
         lora: The adapter to train; None trains all weights of the network.
-        dtype: In which the network computes: float32, bfloat16 or float16. Trained weights and the decoder's are float32 all the same.
-        gradient_checkpointing: Recompute activations in the backward pass: about a third more compute, far less memory.
-        encode_batch: Prompts encoded at once; see :class:`flowrl.models.cache.PromptCache` for why 1.
-        decode_batch: Latents decoded at once.
-        cached_prompts: Prompts whose embeddings are remembered.
+        dtype: In which the network computes: float32, bfloat16 or float16. Trained weights are float32 all the same, and so is the
+            arithmetic of sampling.
 
     Raises:
         ConfigError: If a value is out of range.
@@ -87,6 +92,7 @@ class DiffusersSource:
     model: ClassVar[type[DiffusersModel]]
     network: ClassVar[str] = "transformer"
     unused_parts: ClassVar[tuple[str, ...]] = ()
+    encodes_with: ClassVar[tuple[str, ...]] = ()
 
     path: str
     height: int | None = None
@@ -94,11 +100,7 @@ class DiffusersSource:
     guidance_scale: float = 1.0
     negative_prompt: str = ""
     lora: LoRA | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    gradient_checkpointing: bool = False
-    encode_batch: int = 1
-    decode_batch: int = 8
-    cached_prompts: int = 1024
+    dtype: Dtype = "float32"
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
@@ -106,11 +108,12 @@ class DiffusersSource:
             ADAPTERS[cls.pipeline_name] = cls
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.guidance_scale >= 1:
             raise ConfigError(f"guidance_scale must be >= 1, got {self.guidance_scale}; 1 is no guidance")
         if self.dtype not in DTYPES:
             raise ConfigError(f"unknown dtype {self.dtype!r}{close_match(self.dtype, DTYPES)}")
-        for name in ("height", "width", "encode_batch", "decode_batch", "cached_prompts"):
+        for name in ("height", "width"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
@@ -140,12 +143,28 @@ class DiffusersSource:
             self.lora.attach(network)
         for name, part in pipeline.components.items():
             if isinstance(part, torch.nn.Module):
-                part.to(device).eval()
+                part.to("cpu" if name == "vae" and self.decoder == "offload" else device).eval()
                 if name != self.network or self.lora is None:
                     part.requires_grad_(requires_grad=name == self.network)
-        if self.gradient_checkpointing:
-            network.enable_gradient_checkpointing()
+        self._apply_options(pipeline, network, device)
         return self.model(self, pipeline, device)
+
+    def read_text_encoders(self) -> dict[str, torch.nn.Module]:
+        """The text encoders alone, frozen, on the CPU, as the whole pipeline would have loaded them.
+
+        Raises:
+            CheckpointError: If they cannot be read.
+        """
+        parts, path = pipeline_config(self.path), resolve_path(self.path)
+        read = {}
+        for name in self._text_encoders(parts):
+            library, class_name = parts[name]
+            if library not in _DTYPE_NAMES:
+                raise CheckpointError(f"{self.path} has a {name} of {library!r}; flowrl loads those of {' and '.join(_DTYPE_NAMES)}")
+            dtype = {_DTYPE_NAMES[library]: self.compute_dtype}
+            load = getattr(importlib.import_module(library), class_name).from_pretrained
+            read[name] = self._read(load, path, subfolder=name, use_safetensors=True, **dtype).eval().requires_grad_(requires_grad=False)
+        return read
 
     def height_of(self, pipeline: Any) -> int:
         """Pixels: what was asked for, or the pipeline's own size."""
@@ -180,6 +199,20 @@ class DiffusersSource:
         original = self._read(network.from_pretrained, resolve_path(self.path), subfolder=self.network, **_weights_in(torch.float32))
         return {name: parameter.data.to(device) for name, parameter in original.named_parameters()}
 
+    def _apply_options(self, pipeline: Any, network: Any, device: torch.device) -> None:
+        if self.decode_tile is not None:
+            tile_decoder(pipeline.vae, self.decode_tile, pipeline.vae_scale_factor)
+        if self.attention is not None:
+            use_attention(network, self.attention, device=device, dtype=self.compute_dtype)
+        if self.gradient_checkpointing:
+            network.enable_gradient_checkpointing()
+        if self.compile is not None:
+            compile_network(network, self.compile, self.compile_backend)
+
+    def _text_encoders(self, parts: Mapping[str, Any]) -> list[str]:
+        absent = {name for name, where in parts.items() if isinstance(where, list | tuple) and where[0] is None}
+        return [name for name in parts if name.startswith("text_encoder") and name not in absent and name not in self.unused_parts]
+
     def _pipeline(self) -> Any:
         import diffusers
 
@@ -191,7 +224,9 @@ class DiffusersSource:
         # A part that was saved as None, such as SD3's T5, has to be named as None or diffusers calls it missing.
         absent = {part: None for part, where in parts.items() if isinstance(where, list | tuple) and where[0] is None}
         absent |= {part: None for part in self.unused_parts if part in parts}
-        dtypes = {"default": self.compute_dtype, self.network: self.storage_dtype, "vae": torch.float32}
+        if self.text_encoders != "keep":  # read at their first use
+            absent |= dict.fromkeys(self._text_encoders(parts))
+        dtypes = {"default": self.compute_dtype, self.network: self.storage_dtype, "vae": DTYPES[self.decoder_dtype]}
         return self._read(getattr(diffusers, self.pipeline_name).from_pretrained, path, **absent, **_weights_in(dtypes))
 
     def _read(self, read: Any, path: str, **arguments: Any) -> Any:

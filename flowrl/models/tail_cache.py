@@ -1,0 +1,147 @@
+"""Feature caching for the steps after the last stochastic one.
+
+Those steps only make the picture that the reward looks at: an error there makes the reward noisier but no log-probability wrong, so a
+network may skip most of its blocks where little has changed since the step before. The hooks are diffusers'. They are on only inside
+:meth:`FeatureCache.active`, start with nothing remembered, and serve one path of a fixed batch of rows.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from flowrl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import nn
+
+__all__ = ["FeatureCache", "FirstBlockCache", "TaylorSeerCache"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureCache(ABC):
+    """What a network remembers between the steps of a tail."""
+
+    hooks: ClassVar[tuple[str, ...]]
+
+    @contextmanager
+    def active(self, module: nn.Module) -> Iterator[None]:
+        """The network caches inside this context, from nothing remembered; outside it is what it was.
+
+        Raises:
+            ConfigError: If diffusers cannot cache in this network.
+        """
+        from diffusers.hooks import HookRegistry
+        from diffusers.models.cache_utils import CacheMixin
+
+        registry = HookRegistry.check_if_exists_or_initialize(module)
+        try:
+            self._enable(module)
+            _look_again(registry)
+            with CacheMixin.cache_context(module, "tail"):  # networks that are no CacheMixin have the same hooks
+                yield
+        finally:
+            for name in self.hooks:
+                registry.remove_hook(name, recurse=True)
+            _look_again(registry)
+
+    @abstractmethod
+    def enable(self, module: nn.Module) -> None:
+        """Put diffusers' hooks in, under the names in ``hooks``."""
+
+    def _enable(self, module: nn.Module) -> None:
+        try:
+            self.enable(module)
+        except ImportError as error:
+            raise ConfigError(f"this diffusers has no {type(self).__name__} ({error}); update it, or leave tail_cache out") from error
+        except (IndexError, ValueError) as error:
+            raise ConfigError(f"{type(self).__name__} cannot cache in a {type(module).__name__} ({error}); leave tail_cache out") from error
+        registries: list[Any] = [getattr(part, "_diffusers_hook", None) for part in module.modules()]
+        if not any(registry.get_hook(name) for registry in registries if registry for name in self.hooks):
+            raise ConfigError(f"{type(self).__name__} finds nothing to cache in a {type(module).__name__}; leave tail_cache out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstBlockCache(FeatureCache):
+    """All blocks but the first are skipped where its effect has hardly changed (ParaAttention; after TeaCache, arXiv:2411.19108).
+
+    What the others added in the last full evaluation is added again. The change is a mean over the batch: the decision is one for all
+    rows, so that a sample depends slightly on which others it is drawn with.
+
+    Attributes:
+        threshold: Largest relative change of the first block's residual at which the rest is skipped, > 0.
+
+    Raises:
+        ConfigError: If the threshold is not positive.
+    """
+
+    hooks: ClassVar[tuple[str, ...]] = ("fbc_leader_block_hook", "fbc_block_hook")
+
+    threshold: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not self.threshold > 0:
+            raise ConfigError(f"threshold must be > 0, got {self.threshold}; leave tail_cache out for no caching")
+
+    def enable(self, module: nn.Module) -> None:
+        """See :meth:`FeatureCache.enable`.
+
+        Raises:
+            ConfigError: If the weights are sharded: processes would decide differently and wait for each other for ever.
+        """
+        from diffusers.hooks import FirstBlockCacheConfig, apply_first_block_cache
+        from torch.distributed.tensor import DTensor
+
+        if any(isinstance(parameter, DTensor) for parameter in module.parameters()):
+            raise ConfigError(
+                "FirstBlockCache decides on each process by its own rows, sharded weights need all to agree; use TaylorSeerCache"
+            )
+        apply_first_block_cache(module, FirstBlockCacheConfig(threshold=self.threshold))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaylorSeerCache(FeatureCache):
+    """Attention is predicted from the steps before by a Taylor expansion in the step's number (TaylorSeer, arXiv:2503.06923).
+
+    Which steps are computed is fixed: the first ``warm_up`` of a tail, and then one of every ``interval``.
+
+    Attributes:
+        interval: At least 2.
+        warm_up: Steps at the start that are all computed, at least ``order + 1`` to have differences to extrapolate.
+        order: Of the expansion; 0 repeats the last value.
+
+    Raises:
+        ConfigError: If a value is out of range.
+    """
+
+    hooks: ClassVar[tuple[str, ...]] = ("taylorseer_cache",)
+
+    interval: int = 2
+    warm_up: int = 2
+    order: int = 1
+
+    def __post_init__(self) -> None:
+        least = {"interval": 2, "order": 0, "warm_up": self.order + 1}
+        for name, value in least.items():
+            if getattr(self, name) < value:
+                raise ConfigError(f"{name} must be at least {value}, got {getattr(self, name)}")
+
+    def enable(self, module: nn.Module) -> None:
+        """See :meth:`FeatureCache.enable`."""
+        import torch
+        from diffusers.hooks import TaylorSeerCacheConfig, apply_taylorseer_cache
+
+        config = TaylorSeerCacheConfig(
+            cache_interval=self.interval, disable_cache_before_step=self.warm_up, max_order=self.order, taylor_factors_dtype=torch.float32
+        )
+        apply_taylorseer_cache(module, config)
+
+
+def _look_again(registry: Any) -> None:
+    """Newer versions of diffusers remember where hooks are."""
+    if hasattr(registry, "invalidate_child_registries_cache"):
+        registry.invalidate_child_registries_cache()
