@@ -8,9 +8,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from flowrl.models.tiny.flux import tiny_flux1, tiny_flux1_kontext, tiny_flux2_klein
+from flowrl.models.tiny.lumina2 import tiny_lumina2
+from flowrl.models.tiny.qwen_image import tiny_qwen_image
+from flowrl.models.tiny.sana import tiny_sana
 from flowrl.models.tiny.sd import tiny_sd, tiny_sdxl
 from flowrl.models.tiny.sd3 import TinySD3, init_for_small_training, tiny_sd3_pipeline
 from flowrl.models.tiny.texts import WORDS
+from flowrl.models.tiny.z_image import tiny_z_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,8 +25,12 @@ TINY: dict[str, Callable[[], Any]] = {
     "flux1": tiny_flux1,
     "flux1_kontext": tiny_flux1_kontext,
     "flux2_klein": tiny_flux2_klein,
+    "lumina2": tiny_lumina2,
+    "qwen_image": tiny_qwen_image,
+    "sana": tiny_sana,
     "sd": tiny_sd,
     "sdxl": tiny_sdxl,
     "sd3": TinySD3(vocabulary=WORDS, image_size=16, vae_channels=(8, 16), shift=3.0).build,
+    "z_image": tiny_z_image,
 }
 """Name to a function that makes a small random pipeline; its ``save_pretrained`` writes what the adapter of its class loads."""
