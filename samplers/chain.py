@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +14,7 @@ from samplers.checks import check_at_least, check_inputs
 from samplers.evaluation import Evaluator
 from samplers.granular import granular_indices
 from samplers.solvers import Memory
+from samplers.tails import follow_tail
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,13 +82,15 @@ class ChainSampler(GroupSampler, ABC):
         recorder, times = self._recorder(self.trained(), x, len(condition)), self._times(x)
         prompts = torch.arange(len(condition), device=x.device).repeat_interleave(self.noise_rows())
         stochastic = frozenset(self.stochastic())
-        for index, target in pairwise((*self.visited(), self.steps)):
-            t, s = times[index].expand(len(x)), times[target].expand(len(x))
+        last = max(stochastic)
+        for index in range(last + 1):
+            t, s = times[index].expand(len(x)), times[index + 1].expand(len(x))
             if index in stochastic:
                 x = recorder.rounded(x)
                 x = recorder.draw(index, x, evaluate(x, t, prompts), generator)
                 prompts, memory = recorder.group, Memory()
             else:
-                solver = self.tail_solver if self.tail_solver and index > max(stochastic) else self.solver
-                x, memory = solver.step(evaluate(x, t, prompts), x, t, s, memory, evaluate.at(prompts))
+                x, memory = self.solver.step(evaluate(x, t, prompts), x, t, s, memory, evaluate.at(prompts))
+        tail = times[[*self.visited()[last + 1 :], self.steps]]
+        x = follow_tail(evaluate, x, tail, prompts, self.tail_solver or self.solver)
         return recorder.trajectory(x[:, None, None], evaluate.network_evaluations)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 
-from flowrl.flow import evaluations_per_state
+from flowrl.flow import evaluations_per_state, has_tail, tail_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
     from flowrl.flow import Condition, VelocityField
@@ -33,8 +36,26 @@ class Evaluator:
         self._states = 0
 
     @property
+    def max_batch(self) -> int | None:
+        """States per call; None for all at once."""
+        return self._max_batch
+
+    @property
+    def has_tail(self) -> bool:
+        """Whether the field offers another for the steps after the last stochastic one."""
+        return has_tail(self._field)
+
+    @contextmanager
+    def tail(self) -> Iterator[Evaluator]:
+        """Calls of the field's tail for one path of at most ``max_batch`` rows, counted here; see :func:`flowrl.flow.tail_of`."""
+        with tail_of(self._field) as field:
+            own = Evaluator(field, self._condition)
+            yield own
+        self._states += own._states
+
+    @property
     def network_evaluations(self) -> int:
-        """States that the network has evaluated so far, guidance counted."""
+        """States that the network has evaluated so far, guidance counted; where a tail skips a part of the network, counted in full."""
         return self._states * evaluations_per_state(self._field)
 
     def __call__(self, x: Tensor, t: Tensor, prompts: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from samplers.checks import check_inputs, check_stochastic
 from samplers.evaluation import Evaluator
 from samplers.granular import TailLevel, singular_evaluations, tail_levels, tail_lists
 from samplers.solvers import Memory, select_rows
+from samplers.tails import follow_tail
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,7 +85,8 @@ class SingularStochasticSampler(GroupSampler):
         evaluate = Evaluator(field, condition, self.max_batch)
         recorder = self._recorder(self.sde_indices, x, len(condition))
         self._branch(x, evaluate, recorder, generator)
-        return recorder.trajectory(self._tails(x, evaluate, recorder), evaluate.network_evaluations)
+        tails = self._separate_tails if evaluate.has_tail else self._tails
+        return recorder.trajectory(tails(x, evaluate, recorder), evaluate.network_evaluations)
 
     def _branch(self, x: Tensor, evaluate: Evaluator, recorder: Recorder, generator: RandomSource) -> None:
         """Run the anchors and draw all children from them."""
@@ -97,6 +99,16 @@ class SingularStochasticSampler(GroupSampler):
                 recorder.draw(index, x, velocity, generator)
             if index < max(self.sde_indices):
                 x, memory = self.solver.step(velocity, x, times[index], times[index + 1], memory, evaluate.at(prompts))
+
+    def _separate_tails(self, like: Tensor, evaluate: Evaluator, recorder: Recorder) -> Tensor:
+        """As :meth:`_tails`, each tail by itself, for a field that remembers something of the rows that it sees."""
+        times, solver = self._times(like), self.tail_solver or self.solver
+        samples = like.new_empty(len(recorder.group), len(self.sde_indices), len(self.strides), *like.shape[1:])
+        for (column, granularity), indices in tail_lists(self.steps, self.sde_indices, self.strides, self.anchoring).items():
+            children = recorder.children[:, column].to(like.dtype)
+            own = times[[*indices, self.steps]] if indices else times[-1:]
+            samples[:, column, granularity] = follow_tail(evaluate, children, own, recorder.group, solver)
+        return samples
 
     def _tails(self, like: Tensor, evaluate: Evaluator, recorder: Recorder) -> Tensor:
         """Take all children to the data, ``(row, step, granularity, *state)``."""

@@ -6,6 +6,7 @@ from flowrl.flow.field import ClassifierFreeGuidance, DiffusionField, VelocityFi
 from flowrl.flow.guidance import IntervalGuidance, NormKeepingGuidance, NormLimitingGuidance, patch_norm, row_norm
 from flowrl.flow.matching import flow_matching_error, flow_matching_loss, logit_normal_times
 from flowrl.flow.path import PREDICTIONS, AffinePath, Endpoints, PathSample, RectifiedFlow, VariancePreserving
+from flowrl.flow.tail import has_tail, tail_of
 from flowrl.flow.times import dynamic_shift, shift_time, shifted_times
 from flowrl.flow.trajectory import Sampler, Trajectory
 from flowrl.flow.transition import Reduction, Transition
@@ -38,10 +39,12 @@ __all__ = [
     "evaluations_per_state",
     "flow_matching_error",
     "flow_matching_loss",
+    "has_tail",
     "kept_noise",
     "logit_normal_times",
     "patch_norm",
     "row_norm",
     "shift_time",
     "shifted_times",
+    "tail_of",
 ]

@@ -17,6 +17,7 @@ from flowrl.models.sdxl import StableDiffusionXL, StableDiffusionXLModel
 from flowrl.models.source import ADAPTERS, DiffusersSource
 from flowrl.models.tail_cache import FeatureCache, FirstBlockCache, TaylorSeerCache
 from flowrl.models.tiny import TinySD3, init_for_small_training, tiny_sd3_pipeline
+from flowrl.models.wan import Wan, WanModel
 from flowrl.models.weights import LORA_FILE
 from flowrl.models.z_image import ZImage, ZImageModel
 
@@ -53,6 +54,8 @@ __all__ = [
     "StableDiffusionXLModel",
     "TaylorSeerCache",
     "TinySD3",
+    "Wan",
+    "WanModel",
     "ZImage",
     "ZImageModel",
     "init_for_small_training",

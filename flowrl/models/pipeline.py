@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +16,12 @@ from torch import Tensor, nn
 from flowrl.flow import ClassifierFreeGuidance, Condition, VelocityField, dynamic_shift
 from flowrl.models.decoder import parked_decoder
 from flowrl.models.placement import all_at_work
+from flowrl.models.tail_cache import cached_tail
 from flowrl.models.texts import PromptEncoder
 from flowrl.models.weights import load_full, load_lora, save_full, save_lora
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from flowrl.models.source import DiffusersSource
     from flowrl.shapes import Time
@@ -83,6 +85,11 @@ class DiffusersModel(ABC):
         """Latent channels, height, width."""
         factor = self.pipeline.vae_scale_factor
         return self.module.config.in_channels, self.source.height_of(self.pipeline) // factor, self.source.width_of(self.pipeline) // factor
+
+    @property
+    def lora_name(self) -> str:
+        """What diffusers calls the network in a file of LoRA weights."""
+        return self.source.network
 
     @property
     def tokens(self) -> int:
@@ -230,7 +237,7 @@ class DiffusersModel(ABC):
         if self.source.lora is None:
             save_full(self.module, Path(folder) / self.source.network, state=state)
         else:
-            save_lora(self.pipeline, self.module, Path(folder), lora=self.source.lora, network=self.source.network, state=state)
+            save_lora(self.pipeline, self.module, Path(folder), lora=self.source.lora, network=self.lora_name, state=state)
 
     def load_weights(self, folder: Path) -> None:
         """See :class:`ImageModel`.
@@ -241,7 +248,7 @@ class DiffusersModel(ABC):
         if self.source.lora is None:
             load_full(self.module, Path(folder) / self.source.network)
         else:
-            load_lora(self.module, Path(folder), lora=self.source.lora, network=self.source.network)
+            load_lora(self.module, Path(folder), lora=self.source.lora, network=self.lora_name)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         dtype = self.source.compute_dtype
@@ -267,6 +274,12 @@ class NetworkField:
 
     model: DiffusersModel
     module: nn.Module
+
+    @property
+    def tail(self) -> Callable[[], AbstractContextManager[VelocityField]] | None:
+        """The field with feature caching, if the source asks for it; see :func:`flowrl.flow.tail_of`."""
+        cache = self.model.source.tail_cache
+        return None if cache is None else partial(cached_tail, self.__call__, self.model.module, cache)
 
     def __call__(self, x_t: Tensor, t: Time, condition: Condition) -> Tensor:
         """See :class:`flowrl.flow.VelocityField`."""

@@ -206,6 +206,9 @@ class DiffusersSource(ResourceOptions):
             use_attention(network, self.attention, device=device, dtype=self.compute_dtype)
         if self.gradient_checkpointing:
             network.enable_gradient_checkpointing()
+        if self.tail_cache is not None:
+            with self.tail_cache.active(network):
+                pass  # refused now rather than in the first rollout
         if self.compile is not None:
             compile_network(network, self.compile, self.compile_backend)
 

@@ -8,7 +8,7 @@ network may skip most of its blocks where little has changed since the step befo
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,9 +17,12 @@ from flowrl.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from torch import nn
+    from torch import Tensor, nn
 
-__all__ = ["FeatureCache", "FirstBlockCache", "TaylorSeerCache"]
+    from flowrl.flow import Condition, VelocityField
+    from flowrl.shapes import Time
+
+__all__ = ["FeatureCache", "FirstBlockCache", "TaylorSeerCache", "cached_tail"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +142,35 @@ class TaylorSeerCache(FeatureCache):
             cache_interval=self.interval, disable_cache_before_step=self.warm_up, max_order=self.order, taylor_factors_dtype=torch.float32
         )
         apply_taylorseer_cache(module, config)
+
+
+@contextmanager
+def cached_tail(field: VelocityField, module: nn.Module, cache: FeatureCache) -> Iterator[VelocityField]:
+    """A field whose network caches, for one tail; see :func:`flowrl.flow.tail_of`.
+
+    Args:
+        field: Calls the network.
+        module: The bare network.
+        cache: What it remembers.
+    """
+    with ExitStack() as stack:
+        yield _CachedField(field, module, cache, stack)
+
+
+class _CachedField:
+    """A batch of another size, where guidance ends for example, starts with nothing remembered."""
+
+    def __init__(self, field: VelocityField, module: nn.Module, cache: FeatureCache, stack: ExitStack) -> None:
+        self._field, self._module, self._cache, self._stack = field, module, cache, stack
+        self._rows = 0
+
+    def __call__(self, x_t: Tensor, t: Time, condition: Condition) -> Tensor:
+        """See :class:`flowrl.flow.VelocityField`."""
+        if len(x_t) != self._rows:
+            self._stack.close()
+            self._stack.enter_context(self._cache.active(self._module))
+            self._rows = len(x_t)
+        return self._field(x_t, t, condition)
 
 
 def _look_again(registry: Any) -> None:
