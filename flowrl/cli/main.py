@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Protocol, cast
 
 from flowrl import __version__
-from flowrl.cli import compose, configs, doctor, evaluate, pretrain, record, report, rollout, sample, train
+from flowrl.cli import compose, configs, doctor, evaluate, pretrain, record, report, rollout, sample, serve_reward, train
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,6 +40,7 @@ COMMANDS = {
     "sample": sample,
     "evaluate": evaluate,
     "report": report,
+    "serve-reward": serve_reward,
     "doctor": doctor,
     "configs": configs,
 }

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
+
     from flowrl.models import ImageModel
     from flowrl.train import RLTrainer
 
-__all__ = ["find_checkpoint", "load_checkpoint_weights", "load_model"]
+__all__ = ["find_checkpoint", "load_checkpoint_weights", "load_model", "released"]
 
 
 def find_checkpoint(run_dir: Path, given: str | None = None) -> Path:
@@ -33,14 +35,25 @@ def find_checkpoint(run_dir: Path, given: str | None = None) -> Path:
     return found
 
 
-def load_model(trainer: RLTrainer) -> ImageModel:
-    """Load a run's model with the weights from before training, on a GPU if there is one."""
+def load_model(trainer: RLTrainer, device: torch.device | None = None) -> ImageModel:
+    """Load a run's model with the weights from before training.
+
+    Args:
+        trainer: Of the run.
+        device: Where to; a GPU if there is one, unless told otherwise.
+    """
     import torch
 
     from flowrl.models.quiet import quiet_libraries
 
     with quiet_libraries():
-        return trainer.model.load("cuda" if torch.cuda.is_available() else "cpu")
+        return trainer.model.load(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def released(checkpoint: Path) -> Path:
+    """The folder of the weights that a checkpoint releases: the average where there is one."""
+    average = checkpoint / "weights_ema"
+    return average if average.is_dir() else checkpoint / "weights"
 
 
 def load_checkpoint_weights(model: ImageModel, checkpoint: Path) -> None:
@@ -49,5 +62,4 @@ def load_checkpoint_weights(model: ImageModel, checkpoint: Path) -> None:
     Raises:
         CheckpointError: If they do not fit the model.
     """
-    average = checkpoint / "weights_ema"
-    model.load_weights(average if average.is_dir() else checkpoint / "weights")
+    model.load_weights(released(checkpoint))

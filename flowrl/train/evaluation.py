@@ -10,7 +10,7 @@ import torch
 
 from flowrl.errors import NonFiniteError
 from flowrl.flow import Sampler
-from flowrl.rl import Reward
+from flowrl.rl import Reward, submit_scores
 from flowrl.shapes import randn, seeded_generator
 from flowrl.train.evaluation_result import EvaluationResult
 from flowrl.train.monitors import colour_entropy, edge_density, within_prompt_diversity
@@ -100,32 +100,49 @@ class Evaluation:
         training = network.training
         network.eval()
         try:
-            blocks = [self._block(model, module, members) for members in self._shares(rank, processes)]
+            blocks = [self.block(model, members, module=module) for members in self._shares(rank, processes)]
         finally:
             network.train(training)
         return EvaluationResult.merge(blocks)
+
+    def blocks(self) -> list[list[int]]:
+        """All image numbers in blocks of about ``batch``, whole prompts at a time; they do not depend on the number of processes."""
+        return [self._images_of(prompts) for prompts in batched(range(len(self.texts)), self._prompts_at_once)]
 
     def _shares(self, rank: int, processes: int) -> Iterator[list[int]]:
         """Image numbers of this process, whole prompts at a time, so that no block of pictures is larger than need be."""
         count = len(self.texts)
         rounds = -(-count // processes)
         mine = [(turn * processes + rank) % count for turn in range(rounds)]  # the last round wraps: equal calls everywhere
-        size = max(1, self.batch // self.images_per_prompt)
-        for start in range(0, rounds, size):
-            prompts = list(dict.fromkeys(mine[start : start + size]))
-            yield [member * count + prompt for member in range(self.images_per_prompt) for prompt in prompts]
+        for prompts in batched(mine, self._prompts_at_once):
+            yield self._images_of(list(dict.fromkeys(prompts)))
 
-    def _block(self, model: ImageModel, module: nn.Module | None, index: list[int]) -> EvaluationResult:
+    @property
+    def _prompts_at_once(self) -> int:
+        return max(1, self.batch // self.images_per_prompt)
+
+    def _images_of(self, prompts: Sequence[int]) -> list[int]:
+        return [member * len(self.texts) + prompt for member in range(self.images_per_prompt) for prompt in prompts]
+
+    @torch.no_grad()
+    def block(self, model: ImageModel, index: list[int], *, module: nn.Module | None = None) -> EvaluationResult:
+        """Draw and score some images; see :meth:`run`.
+
+        Args:
+            model: In evaluation mode.
+            index: Numbers of the images, all of each prompt that is in it.
+            module: What to call in place of the model's own network.
+        """
         chunks = [index[start : start + self.batch] for start in range(0, len(index), self.batch)]
         drawn = [self._draw(model, module, chunk) for chunk in chunks]
         pictures = torch.cat([images for images, _ in drawn])
         prompts = [self.texts[image % len(self.texts)] for image in index]
-        scores, reward = self._score(pictures, prompts)
         owner = torch.tensor([image % len(self.texts) for image in index])
+        scores, reward = self._score(pictures, prompts, owner)
         diversity = dict(zip(owner.unique().tolist(), within_prompt_diversity(pictures.cpu(), owner), strict=True))
         return EvaluationResult(
             index=torch.tensor(index),
-            prompts=prompts,
+            prompts=[str(prompt) for prompt in prompts],
             scores=scores,
             reward=reward,
             monitors={
@@ -144,13 +161,12 @@ class Evaluation:
         trajectory = self.sampler.sample(model.field(module), model.initial_state(noise, self.sampler.initial_time), condition, steps)
         return model.decode(trajectory.final), trajectory.network_evaluations
 
-    def _score(self, pictures: Tensor, prompts: Sequence[str]) -> tuple[dict[str, Tensor], Tensor]:
+    def _score(self, pictures: Tensor, prompts: Sequence[str], owner: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         scores: dict[str, Tensor] = {}
         for reward in self.rewards:
-            batches = [
-                reward(pictures[start : start + self.batch], prompts[start : start + self.batch]).parts
-                for start in range(0, len(prompts), self.batch)
-            ]
+            size = len(prompts) if getattr(reward, "needs_groups", False) else self.batch  # those of a prompt are compared
+            rows = [slice(start, start + size) for start in range(0, len(prompts), size)]
+            batches = [submit_scores(reward, pictures[part], prompts[part], owner[part])().parts for part in rows]
             scores |= {part: torch.cat([batch[part].detach().cpu().double() for batch in batches]) for part in reward.weights}
         for part, values in scores.items():
             if not values.isfinite().all():
@@ -158,3 +174,9 @@ class Evaluation:
                 raise NonFiniteError(f"the evaluation's score {part!r} is {values[first].item()} for the prompt {prompts[first]!r}")
         weights = self.rewards[0].weights
         return scores, torch.stack([scores[part] * weight for part, weight in weights.items()]).sum(0)
+
+
+def batched(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    """The items in order, ``size`` at a time."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -96,29 +97,115 @@ def test_a_finished_run_goes_on_with_more_updates(run, capsys):
     assert "checkpoints/update_000005" in capsys.readouterr().out
 
 
+def scores(folder: Path) -> dict[str, list[float]]:
+    return json.loads((folder / "scores.json").read_text())["scores"]
+
+
 def test_evaluate_compares_the_checkpoint_with_the_base_on_the_same_noise(run, capsys):
     assert main(["evaluate", str(run), "--images-per-prompt", "3", "--seed", "11"]) == 0
     out = run / "comparisons" / "update_000004"
     results = json.loads((out / "results.json").read_text())
     assert (results["images"], results["seed"]) == (results["prompts"] * 3, 11)
-    before, after = (json.loads((out / name / "scores.json").read_text())["scores"] for name in ("before", "after"))
-    for row in results["scores"][:3]:
+    before, after = scores(out / "base"), scores(out / "update_000004")
+    for row in results["against_base"]["update_000004"][:3]:
         pairs = np.subtract(after[row["name"]], before[row["name"]])
         assert row["difference"] == pytest.approx(pairs.mean())
         assert row["ci95"] == pytest.approx(stats.sem(pairs) * stats.t.ppf(0.975, len(pairs) - 1))
     assert before["legibility"] != after["legibility"]
-    assert picture(out / "before_after.png").shape[1] > 500
+    assert picture(out / "base_update_000004.png").shape[1] > 500
     assert str(out / "results.json") in capsys.readouterr().out
+    page = (out / "report.html").read_text()
+    assert "data:image/png;base64," in page
+    assert "held-out accuracy" in page
 
 
 def test_evaluating_with_the_runs_own_settings_gives_the_runs_own_scores(run):
     """The run's own evaluations are a second route to both sides: before any update, and after the last."""
-    assert main(["evaluate", str(run), "--checkpoint", "4", "--out", str(run / "out")]) == 0
-    for side, update in (("before", 0), ("after", 4)):
-        own = json.loads((run / "evaluations" / f"update_{update:06d}" / "scores.json").read_text())["scores"]
-        again = json.loads((run / "out" / side / "scores.json").read_text())["scores"]
+    assert main(["evaluate", str(run), "--checkpoint", "2", "--checkpoint", "4", "--out", str(run / "out")]) == 0
+    for side, update in (("base", 0), ("update_000002", 2), ("update_000004", 4)):
+        own, again = scores(run / "evaluations" / f"update_{update:06d}"), scores(run / "out" / side)
         for name in own:
             assert again[name] == pytest.approx(own[name], abs=1e-4)
+
+
+def test_a_config_alone_is_evaluated_as_the_base_is(run, tmp_path, capsys):
+    rewards = tmp_path / "rewards.yaml"
+    rewards.write_text("rewards:\n  - target: rewards.Brightness\n", encoding="utf-8")
+    changes = ["--limit", "3", "--rewards", str(rewards), "--out", str(tmp_path / "out")]
+    assert main(["evaluate", CONFIG, *SMALL, *changes]) == 0
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert (found["prompts"], found["images"], found["against_base"]) == (3, 6, {})
+    assert found["models"]["base"]["eval/brightness"] == pytest.approx(np.mean(scores(tmp_path / "out" / "base")["brightness"]))
+    assert "the base alone" in capsys.readouterr().out
+
+
+def test_a_stopped_evaluation_goes_on_and_ends_as_the_uninterrupted_one(run, monkeypatch):
+    """Stopped after the first block of the checkpoint: what was drawn is not drawn again, and every score is the same."""
+    from flowrl.train import Evaluation
+
+    assert main(["evaluate", str(run), "evaluation.batch=4", "--out", str(run / "whole")]) == 0
+    drawn, block = [], Evaluation.block
+
+    def stopping(self, model, index, **arguments):
+        drawn.append(index)
+        if len(drawn) == 7:  # five blocks of four pictures of the base come first
+            raise KeyboardInterrupt
+        return block(self, model, index, **arguments)
+
+    monkeypatch.setattr(Evaluation, "block", stopping)
+    command = ["evaluate", str(run), "evaluation.batch=4", "--out", str(run / "stopped")]
+    assert main(command) == 130
+    assert not (run / "stopped" / "results.json").exists()
+    assert main(command) == 0
+    assert len(drawn) == 11
+    assert drawn[6] == drawn[7]
+    assert main(command) == 0
+    assert len(drawn) == 11
+    for side in ("base", "update_000004"):
+        assert scores(run / "stopped" / side) == scores(run / "whole" / side)
+    one, other = (json.loads((run / folder / "results.json").read_text()) for folder in ("whole", "stopped"))
+    assert one == other
+
+
+def test_another_evaluation_in_the_same_folder_is_refused_unless_it_is_started_anew(run, capsys):
+    command = ["evaluate", str(run), "--limit", "2", "--out", str(run / "out")]
+    assert main(command) == 0
+    assert main([*command, "--seed", "5"]) == 2
+    assert "holds an evaluation with another evaluation; choose another folder with --out, or start it anew" in capsys.readouterr().err
+    assert main([*command, "--seed", "5", "--restart"]) == 0
+    assert json.loads((run / "out" / "results.json").read_text())["seed"] == 5
+
+
+def test_two_processes_share_an_evaluation_and_agree_with_one(run):
+    assert main(["evaluate", str(run), "evaluation.batch=4", "--out", str(run / "one")]) == 0
+    command = ["evaluate", str(run), "evaluation.batch=4", "--out", str(run / "two")]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "flowrl.cli.main", *command],
+            env=os.environ
+            | {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
+            stdout=subprocess.DEVNULL,
+        )
+        for rank in range(2)
+    ]
+    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    assert json.loads((run / "one" / "results.json").read_text()) == json.loads((run / "two" / "results.json").read_text())
+
+
+def test_scores_are_told_apart_by_category(run, tmp_path):
+    prompts = tmp_path / "prompts.jsonl"
+    lines = [("seven", "odd"), ("two", "even"), ("four", "even")]
+    prompts.write_text("\n".join(json.dumps({"prompt": text, "category": kind}) for text, kind in lines), encoding="utf-8")
+    assert main(["evaluate", str(run), "--prompts", str(prompts), "--out", str(run / "out")]) == 0
+    found = json.loads((run / "out" / "results.json").read_text())["categories"]
+    base, tuned = scores(run / "out" / "base")["legibility"], scores(run / "out" / "update_000004")["legibility"]
+    even = [1, 2, 4, 5]  # picture i shows prompt i mod 3
+    assert found["even"]["legibility"]["base"]["mean"] == pytest.approx(np.mean([base[i] for i in even]))
+    change = found["even"]["legibility"]["update_000004"]["change"]
+    assert change == pytest.approx(np.mean([tuned[i] - base[i] for i in even]))
 
 
 @pytest.mark.parametrize(

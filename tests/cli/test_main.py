@@ -70,7 +70,7 @@ def test_wrong_use_exits_2_and_says_what_is_wrong(arguments, message, capsys):
         (["train", "image/digits_pretrain"], "describes a Pretrain, not a flowrl.train.RLTrainer; run it with flowrl pretrain"),
         (["pretrain", "image/digits_g2rpo"], "describes a RLTrainer, not a flowrl.train.Pretrain; RL runs start with flowrl train"),
         (["report", "nowhere"], "there is no run folder nowhere"),
-        (["evaluate", "image/digits_g2rpo"], "is a config; flowrl evaluate compares a run's checkpoint"),
+        (["evaluate", "image/digits_g2rpo", "evaluation=null"], "has no evaluation; add one, with prompts, a sampler and rewards"),
         (["configs", "show", "image/digits_g2rp"], "did you mean 'image/digits_g2rpo'"),
     ],
 )

@@ -36,6 +36,9 @@ class Still:
 
         return velocity
 
+    def initial_state(self, noise, t) -> torch.Tensor:
+        return noise
+
     def decode(self, latents) -> torch.Tensor:
         return (torch.sigmoid(latents) * 0.5 + self.brightness).clamp(0, 1)
 
