@@ -5,7 +5,8 @@ from rewards.composite import CompositeReward
 from rewards.jpeg import JpegCompressibility
 from rewards.legibility import HeldoutLegibility, Legibility
 from rewards.ocr import OCRAccuracy
+from rewards.remote import RemoteReward
 
 OWNER = "flowrl"
 
-__all__ = ["OWNER", "Brightness", "CompositeReward", "HeldoutLegibility", "JpegCompressibility", "Legibility", "OCRAccuracy"]
+__all__ = ["OWNER", "Brightness", "CompositeReward", "HeldoutLegibility", "JpegCompressibility", "Legibility", "OCRAccuracy", "RemoteReward"]
