@@ -116,6 +116,12 @@ class Flux1Kontext(Flux1):
     image_height: int | None = None
     image_width: int | None = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("image_height", "image_width"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1, got {value}; leave it out for the size of the pictures drawn")
+
     def load(self, device: torch.device | str) -> Flux1KontextModel:
         """See :meth:`DiffusersSource.load`."""
         return super().load(device)  # type: ignore[return-value]
@@ -128,5 +134,5 @@ class Flux1Kontext(Flux1):
         """Refuse a size of drawn or edited pictures that does not divide into tokens."""
         super().check_size(pipeline)
         step, size = self.pixels_per_token(pipeline), self.image_size(pipeline)
-        if any(side < 1 or side % step for side in size):
+        if any(side % step for side in size):
             raise ConfigError(f"image_height and image_width must be multiples of {step} for {self.path}, got {size[0]} x {size[1]}")

@@ -55,6 +55,18 @@ def test_guidance_is_one_batch_of_twice_the_rows_and_says_so():
     assert evaluations_per_state(ClassifierFreeGuidance(field=guidance, scale=2.0, negative=NULL)) == 4
 
 
+def test_what_both_halves_share_comes_from_the_row_itself():
+    """v = label · picture, labels 1, 2, 3 and −1 for the negative: scale 3 gives (−1 + 3·(label + 1)) · picture."""
+    condition = Condition({**LABELS.tensors, "picture": torch.tensor([[1.0], [10.0], [100.0]])})
+
+    def field(x_t, _t, seen):
+        return (seen.tensors["label"] * seen.tensors["picture"])[:, :, None].expand_as(x_t)
+
+    for negative in (NULL, Condition({**NULL.tensors, "picture": torch.tensor([[7.0]])})):
+        guided = ClassifierFreeGuidance(field=field, scale=3.0, negative=negative, shared=("picture",))(STATE, 0.5, condition)
+        assert guided[:, 0, 0].tolist() == [5.0, 80.0, 1100.0]
+
+
 def test_guidance_keeps_the_contract_of_a_field():
     check_field(ClassifierFreeGuidance(field=LabelField(), scale=3.0, negative=NULL), STATE, LABELS)
 

@@ -3,6 +3,7 @@
 A test file of an adapter makes a tiny random pipeline, saves it, and calls these with its own way of calling the pipeline.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from flowrl.flow import FlowSDE
 from flowrl.models import LORA_FILE, DiffusersSource, ImageModel, LoRA
-from flowrl.rl import MultiGranularityAdvantage
+from flowrl.rl import MultiGranularityAdvantage, facts_of
 from flowrl.train import AdamW, RLTrainer, UpdateSettings
 from flowrl.train.metrics import read_metrics
 from rewards import Brightness
@@ -44,7 +45,8 @@ def two_updates(source: DiffusersSource, folder: Path, prompts: list[str], **fie
     AcceleratorState._reset_state()
     GradientState._reset_state()
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "prompts.txt").write_text("\n".join(prompts), encoding="utf-8")
+    lines = [json.dumps({"prompt": prompt, **facts_of(prompt)}) for prompt in prompts]
+    (folder / "prompts.jsonl").write_text("\n".join(lines), encoding="utf-8")
     trainer = RLTrainer(
         run_dir=str(folder / "run"),
         model=source,
@@ -52,7 +54,7 @@ def two_updates(source: DiffusersSource, folder: Path, prompts: list[str], **fie
             grid=ShiftedGrid(steps=STEPS), dynamics=FlowSDE(noise_level=0.7), group_size=2, sde_indices=(0, 1), strides=(1, 2)
         ),
         reward=Brightness(),
-        prompts=str(folder / "prompts.txt"),
+        prompts=str(folder / "prompts.jsonl"),
         updates=2,
         prompts_per_update=2,
         advantage=MultiGranularityAdvantage(),

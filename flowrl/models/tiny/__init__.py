@@ -14,6 +14,7 @@ from flowrl.models.tiny.sana import tiny_sana
 from flowrl.models.tiny.sd import tiny_sd, tiny_sdxl
 from flowrl.models.tiny.sd3 import TinySD3, init_for_small_training, tiny_sd3_pipeline
 from flowrl.models.tiny.texts import WORDS
+from flowrl.models.tiny.wan import tiny_wan, tiny_wan22, tiny_wan22_5b
 from flowrl.models.tiny.z_image import tiny_z_image
 
 if TYPE_CHECKING:
@@ -30,7 +31,10 @@ TINY: dict[str, Callable[[], Any]] = {
     "sana": tiny_sana,
     "sd": tiny_sd,
     "sdxl": tiny_sdxl,
-    "sd3": TinySD3(vocabulary=WORDS, image_size=16, vae_channels=(8, 16), shift=3.0).build,
+    "sd3": TinySD3(vocabulary=WORDS, image_size=16, vae_channels=(8, 16), shift=3.0, max_grid=16).build,
     "z_image": tiny_z_image,
+    "wan": tiny_wan,
+    "wan22": tiny_wan22,
+    "wan22_5b": tiny_wan22_5b,
 }
 """Name to a function that makes a small random pipeline; its ``save_pretrained`` writes what the adapter of its class loads."""

@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with quiet_libraries():
         TINY[chosen.name]().save_pretrained(chosen.folder)
     sys.stdout.write(
-        f"wrote {chosen.folder}; load it as {{target: flowrl.models.AutoModel, path: {chosen.folder}, height: 16, width: 16}}\n"
+        f"wrote {chosen.folder}; load it as {{target: flowrl.models.AutoModel, path: {chosen.folder}, height: 32, width: 32}}\n"
     )
 
 
