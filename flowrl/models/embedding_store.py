@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -78,7 +79,8 @@ class EmbeddingStore:
             save_file({name: tensor.contiguous() for name, tensor in row.items()}, scratch, metadata={"text": str(prompt)})
             scratch.replace(path)
         except (OSError, SafetensorError) as error:
-            scratch.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                scratch.unlink(missing_ok=True)
             raise CheckpointError(
                 f"cannot write a prompt's embedding to {path}: {error}; make room, or leave `embedding_cache` out to keep them in memory"
             ) from error
