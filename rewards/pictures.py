@@ -24,8 +24,10 @@ def check_samples(samples: Tensor, prompts: Sequence[str], *, least_side: int = 
         ValueError: If it is not so.
     """
     if samples.ndim != 4 or samples.shape[1] != 3 or min(samples.shape[2:]) < least_side:  # noqa: PLR2004 - (batch, 3, height, width)
+        remedy = "; score videos with a rewards.FrameReward" if samples.ndim == 5 else ""  # noqa: PLR2004 - (batch, frame, 3, ...)
         raise ValueError(
             f"samples must be (batch, 3, height, width) with at least {least_side} x {least_side} pixels, got {tuple(samples.shape)}"
+            + remedy
         )
     if not samples.is_floating_point():
         raise ValueError(f"samples must be floating point in [0, 1], got {samples.dtype}; divide 8-bit pictures by 255")
