@@ -17,7 +17,7 @@ demo-noisegate: .venv/installed-pusht
 	rm -rf runs/demo_noisegate
 	OMP_NUM_THREADS=1 $(BIN)/flowrl train configs/robot/gate_demo.yaml run_dir=runs/demo_noisegate
 
-test: .venv/installed-dev
+test: .venv/installed-dev .venv/open-clip
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -47,3 +47,9 @@ $(BIN)/python:
 .venv/installed-dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@ .venv/installed .venv/installed-robot .venv/installed-pusht
+
+# open_clip brings torchvision, whose only build may not match torch and would then break diffusers: its tests run in a process of their own, on this folder.
+MATCHING_TORCHVISION = $(BIN)/python -c "import torch; print(f'torchvision==0.{int(torch.__version__.split(chr(46))[1]) + 15}.*')"
+.venv/open-clip: .venv/installed-dev
+	$(BIN)/python -m pip install --quiet --no-deps --target $@ "open-clip-torch>=3.0,<4" ftfy timm wcwidth "$$($(MATCHING_TORCHVISION))" \
+		|| echo "open_clip could not be installed here: its tests are skipped"
