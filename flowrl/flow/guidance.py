@@ -111,8 +111,14 @@ class IntervalGuidance:
         return evaluations_per_state(self.guidance)
 
     def __call__(self, x_t: Tensor, t: Time, condition: Condition) -> Tensor:
-        """The velocity; see :class:`VelocityField`."""
+        """The velocity; see :class:`VelocityField`.
+
+        Raises:
+            ValueError: If the time is neither a scalar nor one per state.
+        """
         time = torch.as_tensor(t, device=x_t.device)
+        if time.ndim > 1:
+            raise ValueError(f"guidance that ends at a noise level takes a time of shape () or ({len(x_t)},), got {tuple(time.shape)}")
         rows = (time >= self.until).expand(len(x_t)).nonzero()[:, 0]
         both = Condition.cat([self.guidance.away_from(condition[rows]), condition])
         times = torch.cat([time[rows], time]) if time.ndim else time
