@@ -1,0 +1,230 @@
+"""Where a learned reward's weights come from, and how they are read: a file, a folder or a hub id, never by unpickling code.
+
+A checkpoint is named by a path, or as ``owner/name``, ``owner/name@revision`` or ``owner/name:file`` on the Hugging Face hub. What is
+published where stands once, in `rewards.published`, and every message about missing weights ends with it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import re
+import threading
+import zipfile
+from collections.abc import Mapping
+from functools import lru_cache, wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from flowrl.errors import CheckpointError, RewardError
+from flowrl.models.quiet import quiet_libraries
+from flowrl.models.weights import read_safetensors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from torch import Tensor
+
+    from rewards.published import Published
+
+__all__ = [
+    "check_sha256",
+    "find_file",
+    "find_files",
+    "find_first",
+    "is_folder_like",
+    "loaded_once",
+    "read_tensors",
+    "transformers_module",
+]
+
+_HUB = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?(:(?P<file>[\w.+/-]+))?")
+_WEIGHT_SUFFIXES = {".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".json", ".txt"}
+_Built = TypeVar("_Built")
+
+
+def is_folder_like(checkpoint: str) -> bool:
+    """Whether a checkpoint names a folder or a hub repository rather than one file."""
+    path = Path(checkpoint).expanduser()
+    if path.exists():
+        return path.is_dir()
+    hub = _hub_id(checkpoint)
+    return hub is not None and not hub["file"]
+
+
+def find_file(checkpoint: str, published: Published) -> Path:
+    """The file of a checkpoint that names one, fetched from the hub if it is not local.
+
+    Args:
+        checkpoint: A path, or ``owner/name:file``.
+        published: Whose advice a message ends with.
+
+    Raises:
+        RewardError: If it is not there and cannot be fetched.
+    """
+    path = Path(checkpoint).expanduser()
+    if path.is_file():
+        return path
+    hub = _hub_id(checkpoint)
+    if hub is None or not hub["file"]:
+        raise RewardError(f"{checkpoint} is neither a file nor owner/name:file on the hub; {published.advice}")
+    found, problem = _fetch(hub, hub["file"])
+    if found is None:
+        raise RewardError(f"{checkpoint} cannot be fetched ({problem}); {published.advice}")
+    return found
+
+
+def find_files(checkpoint: str, names: Iterable[str], published: Published) -> dict[str, Path]:
+    """Those of the named files that a folder or a hub repository has, fetched from the hub if they are not local.
+
+    Args:
+        checkpoint: A folder, or ``owner/name`` on the hub.
+        names: File names; ones that are absent are left out.
+        published: Whose advice a message ends with.
+
+    Raises:
+        RewardError: If the checkpoint is not there, or none of the files is in it.
+    """
+    folder = Path(checkpoint).expanduser()
+    if folder.is_dir():
+        found, problem = {name: folder / name for name in names if (folder / name).is_file()}, "the folder has none of them"
+    elif (hub := _hub_id(checkpoint)) is not None and not hub["file"]:
+        found, problem = {}, ""
+        for name in names:
+            path, reason = _fetch(hub, name)
+            found, problem = (found | {name: path}, problem) if path else (found, reason)
+    else:
+        raise RewardError(f"{checkpoint} is neither a folder nor owner/name on the hub; {published.advice}")
+    if not found:
+        raise RewardError(f"{checkpoint} gave none of {', '.join(names)} ({problem}); {published.advice}")
+    return found
+
+
+def find_first(checkpoint: str, names: Sequence[str], published: Published) -> Path:
+    """The first of the named files that a folder or a hub repository has; the others are not fetched.
+
+    Raises:
+        RewardError: If it has none of them.
+    """
+    for name in names:
+        try:
+            return find_files(checkpoint, [name], published)[name]
+        except RewardError as error:
+            problem = error
+    raise RewardError(f"{checkpoint} has none of {', '.join(names)}; the last try: {problem}")
+
+
+def _hub_id(checkpoint: str) -> dict[str, str] | None:
+    match = _HUB.fullmatch(checkpoint)
+    if match is None or (not match["file"] and Path(checkpoint).suffix in _WEIGHT_SUFFIXES):
+        return None
+    return match.groupdict()
+
+
+def _fetch(hub: Mapping[str, str], name: str) -> tuple[Path | None, str]:
+    """A file of the hub, or why it could not be had."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(hub["repository"], name, revision=hub["revision"])), ""
+    except (OSError, ValueError) as error:  # the hub's errors are OSErrors, a malformed name is a ValueError
+        return None, f"{type(error).__name__}: {str(error).splitlines()[0]}"
+
+
+@lru_cache(maxsize=64)
+def _sha256(path: Path, size: int, modified_ns: int) -> str:  # noqa: ARG001 - a file that changed is read again
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_sha256(path: Path, expected: str | None) -> None:
+    """Refuse a file whose SHA-256 is another; None accepts any.
+
+    Raises:
+        RewardError: If it differs.
+    """
+    if expected is None:
+        return
+    stat = path.stat()
+    found = _sha256(path, stat.st_size, stat.st_mtime_ns)
+    if found != expected.lower():
+        raise RewardError(f"{path} has the SHA-256 {found}, expected {expected}: it is damaged or another file; fetch it again")
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file or of a PyTorch checkpoint, on the CPU; objects other than tensors are not unpickled.
+
+    Of a training checkpoint, the mapping under ``state_dict`` or ``model`` is taken; a prefix ``module.`` that all names have is removed.
+
+    Raises:
+        RewardError: If the file is damaged, holds code or holds no tensors.
+    """
+    import torch
+
+    try:
+        if path.suffix == ".safetensors":
+            return read_safetensors(path)[0]
+        _refuse_script(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (CheckpointError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise RewardError(f"{path} cannot be read as weights ({reason}); only tensors are loaded, never code: fetch it again") from error
+    state: Any = loaded
+    for key in ("state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)} if isinstance(state, Mapping) else {}
+    if not tensors:
+        raise RewardError(f"{path} holds no tensors by name; give the file of weights, not of an optimiser or a whole module")
+    shared = "module."
+    return {name.removeprefix(shared): value for name, value in tensors.items()} if all(n.startswith(shared) for n in tensors) else tensors
+
+
+def _refuse_script(path: Path) -> None:
+    """torch.load warns about a TorchScript archive before it refuses it."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+                raise RewardError(
+                    f"{path} is a TorchScript archive, which is code; use the weights in the transformers or open_clip format"
+                )
+
+
+def transformers_module(kind: Any, config: Any, state: Mapping[str, Tensor], **arguments: Any) -> Any:
+    """A transformers network with given weights, in evaluation mode, float32, on the CPU.
+
+    Args:
+        kind: Its class.
+        config: Its configuration.
+        state: Its names to tensors; names that it does not have are left out.
+        **arguments: Of the class.
+
+    Raises:
+        RewardError: If tensors are missing or have other shapes; a network with random weights would score, but nothing real.
+    """
+    import torch
+
+    try:
+        with quiet_libraries():
+            module, found = kind.from_pretrained(
+                None, config=config, state_dict=dict(state), output_loading_info=True, dtype=torch.float32, **arguments
+            )
+    except (RuntimeError, ValueError) as error:
+        raise RewardError(f"the weights do not fit {kind.__name__}: {str(error).splitlines()[0]}") from error
+    if wrong := sorted(map(str, [*found["missing_keys"], *found["mismatched_keys"], *found["error_msgs"]])):
+        raise RewardError(
+            f"the weights do not fit {kind.__name__}: missing or of another shape are {', '.join(wrong[:5])} ({len(wrong)} in all)"
+        )
+    return module.eval()
+
+
+def loaded_once(load: Callable[..., _Built]) -> Callable[..., _Built]:
+    """What a function builds is kept for as long as the process lives, one for each set of (hashable) arguments; threads wait for it."""
+    lock, kept = threading.Lock(), lru_cache(maxsize=None)(load)
+
+    @wraps(load)
+    def load_once(*args: Any, **kwargs: Any) -> _Built:
+        with lock:
+            return kept(*args, **kwargs)
+
+    return load_once
