@@ -10,9 +10,10 @@ import torch
 from flowrl.errors import ConfigError
 from flowrl.flow import ClassifierFreeGuidance
 from flowrl.models.flux import Flux1, Flux1Model, grid_positions
+from flowrl.models.negatives import InstructedModel
 from flowrl.models.packing import pack, unpack
 from flowrl.models.pipeline import DiffusersModel
-from flowrl.rl import Prompt, facts_of
+from flowrl.rl import facts_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,10 +25,9 @@ if TYPE_CHECKING:
 __all__ = ["Flux1Kontext", "Flux1KontextModel"]
 
 _PICTURE = "image_tokens"
-_NEGATIVE = "of the picture itself"  # a fact: this text is what guidance leads away from, for whichever picture
 
 
-class Flux1KontextModel(Flux1Model):
+class Flux1KontextModel(InstructedModel, Flux1Model):
     """A ``FluxKontextPipeline`` as an image model (arXiv:2506.15742): the picture to edit is a second sequence of image tokens.
 
     A prompt's fact ``image`` is that picture's file, see :class:`flowrl.rl.Prompt`. It is a part of the condition: encoded once with
@@ -36,18 +36,20 @@ class Flux1KontextModel(Flux1Model):
 
     source: Flux1Kontext
 
-    def encode_texts(self, prompts: list[str]) -> Mapping[str, Tensor]:
+    def encode_prompts(self, prompts: list[str]) -> Mapping[str, Tensor]:
         """The texts' embeddings as for FLUX.1, and ``image_tokens`` (batch, token, channel): the packed latents of the pictures to edit.
 
         Raises:
             ValueError: If a prompt names no picture, or its file cannot be read.
         """
-        return {**super().encode_texts(prompts), _PICTURE: torch.cat([self._picture_tokens(prompt) for prompt in prompts])}
+        return {**Flux1Model.encode_texts(self, prompts), _PICTURE: torch.cat([self._picture_tokens(prompt) for prompt in prompts])}
 
-    @property
-    def negative_prompt(self) -> str:
-        """Marked as a text without a picture of its own."""
-        return Prompt(self.source.negative_prompt, facts={_NEGATIVE: True})
+    def encode_negatives(self, prompts: list[str]) -> Mapping[str, Tensor]:
+        """The same without pictures, which :meth:`guided` takes from the rows that it guides."""
+        factor, channels = self.pipeline.vae_scale_factor, self.pipeline.vae.config.latent_channels
+        height, width = self.source.image_size(self.pipeline)
+        nothing = torch.zeros(len(prompts), channels, height // factor, width // factor, device=self.device)
+        return {**Flux1Model.encode_texts(self, prompts), _PICTURE: pack(nothing)}
 
     def guided(self, network: VelocityField) -> VelocityField:
         """Classifier-free guidance in the text alone."""
@@ -67,9 +69,6 @@ class Flux1KontextModel(Flux1Model):
     def _picture_tokens(self, prompt: str) -> Tensor:
         vae, processor = self.pipeline.vae, self.pipeline.image_processor
         height, width = self.source.image_size(self.pipeline)
-        if _NEGATIVE in facts_of(prompt):
-            factor = self.pipeline.vae_scale_factor
-            return pack(torch.zeros(1, vae.config.latent_channels, height // factor, width // factor, device=self.device))
         pixels = processor.preprocess(processor.resize(_picture(prompt), height, width), height, width)
         latents = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mode()
         return pack((latents - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor).to(self.device)

@@ -83,6 +83,17 @@ def test_different_times_in_one_batch_are_those_of_separate_calls(case):
     torch.testing.assert_close(field(noise, times, condition), alone, atol=1e-5, rtol=0)
 
 
+def test_dropped_encoders_and_a_parked_decoder_change_no_picture(case, tmp_path):
+    model = case.load(guidance_scale=2.0)
+    frugal = case.load(guidance_scale=2.0, text_encoders="drop", embedding_cache=str(tmp_path), decoder="offload")
+    frugal.prepare(case.prompts)
+    assert not any(part is not None for name, part in frugal.pipeline.components.items() if name.startswith("text_encoder"))
+    noise = standard_noise(model, 3)
+    expected, samples = (ode_samples(m, case.prompts, noise) for m in (model, frugal))
+    assert torch.equal(expected, samples)
+    assert torch.equal(model.decode(samples), frugal.decode(samples))
+
+
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # torch's RMSNorm under autocast: only slower
 @pytest.mark.parametrize("lora", [None, LoRA(rank=2, alpha=2)], ids=["full", "lora"])
 def test_in_bfloat16_velocities_are_float32_and_near_those_of_float32(case, lora):
