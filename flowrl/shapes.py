@@ -8,7 +8,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-__all__ = ["RandomSource", "Time", "expand_time", "float_dtype", "randn", "seeded_generator", "state_mean", "state_sum"]
+__all__ = ["RandomSource", "Time", "expand_time", "float_dtype", "randn", "seeded_generator", "spread", "state_mean", "state_sum"]
 
 Time: TypeAlias = Tensor | float
 """A noise level in [0, 1]: a number, or a tensor whose shape is a prefix of the state's shape."""
@@ -89,6 +89,18 @@ def seeded_generator(*key: int) -> torch.Generator:
         state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & ((1 << 64) - 1)
         state ^= state >> 31
     return torch.Generator().manual_seed(state & _MASK_63_BITS)
+
+
+def spread(length: int, count: int) -> list[int]:
+    """Positions spread evenly from the first to the last of ``length``, in order, each once; of one, the middle.
+
+    Args:
+        length: At least 1.
+        count: How many, at least 1; ``length`` at most come back.
+    """
+    if count == 1:
+        return [length // 2]
+    return [round(index * (length - 1) / (count - 1)) for index in range(count)] if count < length else list(range(length))
 
 
 def state_mean(x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from flowrl.rl import Reward, RewardBatch, check_ready, submit_scores
+from flowrl.shapes import spread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -83,8 +84,4 @@ class FrameReward:
 
     def chosen(self, length: int) -> list[int]:
         """The frames that are scored of a video of so many, each once, in order."""
-        if self.frames is None or self.frames >= length:
-            return list(range(length))
-        if self.frames == 1:
-            return [length // 2]
-        return [round(index * (length - 1) / (self.frames - 1)) for index in range(self.frames)]
+        return list(range(length)) if self.frames is None else spread(length, self.frames)

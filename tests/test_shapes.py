@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowrl.shapes import expand_time, float_dtype, randn, seeded_generator, state_mean, state_sum
+from flowrl.shapes import expand_time, float_dtype, randn, seeded_generator, spread, state_mean, state_sum
 
 LIKE = torch.zeros(2, 3, 4)
 
@@ -91,3 +91,10 @@ def test_reductions_are_over_all_axes_but_the_first():
     torch.testing.assert_close(state_sum(x), torch.tensor([66.0, 210.0]))
     torch.testing.assert_close(state_mean(x[:, 0, 0]), x[:, 0, 0])
     torch.testing.assert_close(state_sum(x[:, 0, 0]), x[:, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("length", "count", "expected"), [(81, 4, [0, 27, 53, 80]), (5, 3, [0, 2, 4]), (5, 1, [2]), (1, 1, [0]), (3, 8, [0, 1, 2])]
+)
+def test_positions_are_spread_from_the_first_to_the_last(length, count, expected):
+    assert spread(length, count) == expected

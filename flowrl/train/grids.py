@@ -1,4 +1,4 @@
-"""Sample grids: pictures with their prompt and reward, as one PNG."""
+"""Sample grids: pictures with their prompt and reward, as one PNG; a video is shown as a film strip."""
 
 import contextlib
 from collections.abc import Callable, Sequence
@@ -8,13 +8,17 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from torch.nn.functional import pad
 
+from flowrl.shapes import spread
 from flowrl.train.monitors import check_pictures
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 SMALLEST_SIDE = 112  # pixels; smaller pictures are enlarged by a whole factor, so that their own pixels stay visible
 LARGEST_SIDE = 256  # pixels; larger ones are reduced
+STRIP_FRAMES, STRIP_GAP = 4, 2  # frames of a video that its film strip shows, and pixels between them
+STRIP_WIDTH = 560  # pixels; what is more than twice as wide as high is a film strip, and may be so wide: two fit on a page
 PAGE_WIDTH = 1200  # pixels; decides the number of columns
 MARGIN, GAP = 20, 4
 PROMPT_SIZE, SCORE_SIZE, TITLE_SIZE = 13, 12, 17
@@ -26,7 +30,7 @@ def picture_grid(images: Tensor, prompts: Sequence[str], scores: Sequence[float]
     """Draw pictures with their prompt and reward below.
 
     Args:
-        images: Pictures ``(batch, 3, height, width)`` in [0, 1].
+        images: Pictures ``(batch, 3, height, width)`` in [0, 1], or videos ``(batch, frame, 3, height, width)``.
         prompts: One per picture.
         scores: The reward of each picture, any unit.
         title: Written above the grid.
@@ -51,7 +55,7 @@ def before_after_grid(
     """Draw what two models made of the same prompts and noise side by side; a reward that rose is blue, one that fell vermilion.
 
     Args:
-        before: Pictures of the first model ``(batch, 3, height, width)`` in [0, 1].
+        before: Pictures of the first model ``(batch, 3, height, width)`` in [0, 1], or videos ``(batch, frame, 3, height, width)``.
         after: Pictures of the second model, same shape and order.
         prompts: One per pair.
         before_scores: Rewards of the first model's pictures.
@@ -70,9 +74,23 @@ def before_after_grid(
 
 
 def to_picture(image: Tensor) -> Image.Image:
-    """Turn one picture ``(3, height, width)`` in [0, 1] into 8-bit RGB of its own size, rounded to the nearest level."""
-    levels = image.detach().float().clamp(0, 1).mul(255).round().byte()
+    """Turn one picture ``(3, height, width)`` in [0, 1] into 8-bit RGB of its own size, rounded to the nearest level.
+
+    Of a video ``(frame, 3, height, width)`` it takes the film strip.
+    """
+    levels = film_strip(image).detach().float().clamp(0, 1).mul(255).round().byte()
     return Image.fromarray(levels.permute(1, 2, 0).cpu().contiguous().numpy())
+
+
+def film_strip(image: Tensor) -> Tensor:
+    """Four frames of a video ``(frame, 3, height, width)`` side by side as one picture; a picture ``(3, height, width)`` as it is.
+
+    The frames are spread evenly, the first and the last among them; of a shorter video it is all.
+    """
+    if image.ndim == 3:  # noqa: PLR2004 - (3, height, width)
+        return image
+    frames = image[spread(len(image), STRIP_FRAMES)]
+    return torch.cat(list(pad(frames, (0, STRIP_GAP), value=1.0)), dim=-1)[..., :-STRIP_GAP]
 
 
 def save_png(picture: Image.Image, path: Path) -> Path:
@@ -112,7 +130,8 @@ def resized(picture: Image.Image) -> Image.Image:
         factor = -(-SMALLEST_SIDE // side)
         return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
     if side > LARGEST_SIDE:
-        picture.thumbnail((LARGEST_SIDE, LARGEST_SIDE), Image.Resampling.LANCZOS)
+        width = STRIP_WIDTH if picture.width > 2 * picture.height else LARGEST_SIDE
+        picture.thumbnail((width, LARGEST_SIDE), Image.Resampling.LANCZOS)
     return picture
 
 

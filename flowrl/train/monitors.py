@@ -1,7 +1,8 @@
 """What a reward does not see: diversity within a prompt and simple image statistics.
 
 A policy that games its reward usually shows here first: one picture for every noise, lost edges, a single colour. All functions take
-pictures ``(batch, 3, height, width)`` with values in [0, 1].
+pictures ``(batch, 3, height, width)`` with values in [0, 1], or videos ``(batch, frame, 3, height, width)``, of which they measure every
+frame and give the mean.
 """
 
 import torch
@@ -10,13 +11,14 @@ from torch.nn.functional import conv2d
 
 COLOUR_LEVELS = 4  # levels per channel of the colour histogram: 4 * 4 * 4 cells
 SOBEL_SIDE = 3  # pixels
+VIDEO_AXES = 5
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
 def pairwise_diversity(images: Tensor) -> Tensor:
     """Return the mean distance between the pictures of one prompt, a scalar in [0, 1].
 
-    The distance of two pictures is the root of the mean squared difference over channels and pixels; the mean runs over all pairs.
+    The distance of two pictures is the root of the mean squared difference over channels, pixels and frames; the mean runs over all pairs.
 
     Args:
         images: Pictures of one prompt, at least two.
@@ -61,6 +63,8 @@ def edge_density(images: Tensor) -> Tensor:
         ValueError: If the pictures are smaller.
     """
     check_pictures(images)
+    if images.ndim == VIDEO_AXES:
+        return torch.stack([edge_density(video).mean() for video in images])
     if min(images.shape[-2:]) < SOBEL_SIDE:
         raise ValueError(f"edge density needs pictures of at least 3 x 3 pixels, got {tuple(images.shape[-2:])}")
     luma = (images.float() * images.new_tensor(LUMA, dtype=torch.float32).view(1, 3, 1, 1)).sum(1, keepdim=True)
@@ -75,6 +79,8 @@ def colour_entropy(images: Tensor) -> Tensor:
     The histogram has 4 x 4 x 4 equal cells of the RGB cube.
     """
     check_pictures(images)
+    if images.ndim == VIDEO_AXES:
+        return torch.stack([colour_entropy(video).mean() for video in images])
     levels = (images.float() * COLOUR_LEVELS).long().clamp(0, COLOUR_LEVELS - 1)
     cell = (levels[:, 0] * COLOUR_LEVELS + levels[:, 1]) * COLOUR_LEVELS + levels[:, 2]
     first_cell = torch.arange(len(images), device=cell.device).view(-1, 1, 1) * COLOUR_LEVELS**3
@@ -84,13 +90,16 @@ def colour_entropy(images: Tensor) -> Tensor:
 
 
 def check_pictures(images: Tensor) -> None:
-    """Refuse what is not a batch of colour pictures.
+    """Refuse what is neither a batch of colour pictures nor one of videos.
 
     Raises:
-        ValueError: If the shape is not ``(batch, 3, height, width)``.
+        ValueError: If the shape is neither ``(batch, 3, height, width)`` nor ``(batch, frame, 3, height, width)``.
     """
     match tuple(images.shape):
-        case (_, 3, _, _):
+        case (_, 3, _, _) | (_, _, 3, _, _):
             return
         case shape:
-            raise ValueError(f"images must have shape (batch, 3, height, width), got {shape}; repeat a grey channel three times")
+            raise ValueError(
+                f"images must have shape (batch, 3, height, width), got {shape}; repeat a grey channel three times, and give videos as "
+                "(batch, frame, 3, height, width)"
+            )

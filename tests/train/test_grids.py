@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import ImageColor
 
-from flowrl.train.grids import BETTER, MARGIN, WORSE, before_after_grid, from_png, picture_grid, save_png, to_picture
+from flowrl.train.grids import BETTER, MARGIN, WORSE, before_after_grid, film_strip, from_png, picture_grid, save_png, to_picture
 
 
 def colours(picture) -> set[tuple[int, ...]]:
@@ -68,3 +68,20 @@ def test_a_grid_with_a_prompt_too_few_is_refused():
         picture_grid(torch.zeros(2, 3, 8, 8), ["a"], [0.0, 1.0])
     with pytest.raises(ValueError, match="got 0 images"):
         picture_grid(torch.zeros(0, 3, 8, 8), [], [])
+
+
+def test_a_film_strip_shows_four_frames_from_the_first_to_the_last_with_white_between():
+    video = torch.linspace(0, 0.6, 7).view(7, 1, 1, 1).expand(7, 3, 4, 6)
+    strip = film_strip(video)
+    assert strip.shape == (3, 4, 4 * 6 + 3 * 2)
+    row = [value for frame in (0.0, 0.2, 0.4, 0.6) for value in [*[frame] * 6, 1.0, 1.0]][:-2]
+    torch.testing.assert_close(strip[0, 0], torch.tensor(row))
+    assert torch.equal(film_strip(video[0]), video[0])
+
+
+def test_a_grid_of_videos_is_that_of_their_film_strips_and_leaves_room_for_them():
+    videos = torch.rand(2, 5, 3, 120, 208, generator=torch.Generator().manual_seed(0))
+    page = picture_grid(videos, ["a", "b"], [0.0, 1.0])
+    strips = torch.stack([film_strip(video) for video in videos])
+    assert np.array_equal(np.asarray(page), np.asarray(picture_grid(strips, ["a", "b"], [0.0, 1.0])))
+    assert page.width == MARGIN + 2 * (560 + MARGIN)

@@ -86,3 +86,16 @@ def test_the_brightest_value_falls_into_the_last_cell_of_the_histogram():
 def test_monitors_refuse_what_they_cannot_measure(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_video_measures_as_the_mean_of_its_frames():
+    videos = torch.rand(2, 3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    for monitor in (edge_density, colour_entropy):
+        frames = monitor(videos.flatten(0, 1)).view(2, 3)
+        torch.testing.assert_close(monitor(videos), frames.mean(1))
+
+
+def test_two_videos_that_differ_in_one_of_four_frames_by_one_half_are_a_quarter_apart():
+    videos = torch.zeros(2, 4, 3, 2, 2)
+    videos[1, 2] = 0.5
+    torch.testing.assert_close(pairwise_diversity(videos).item(), 0.25)
