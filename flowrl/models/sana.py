@@ -24,9 +24,8 @@ __all__ = ["Sana", "SanaModel"]
 class SanaModel(InstructedModel):
     """A ``SanaPipeline`` as an image model (arXiv:2410.10629).
 
-    The published checkpoints come with a second-order solver, DPM-Solver++ on the flow's noise levels, whose grid starts a little below 1:
-    ``default_times`` is that grid, and :class:`samplers.DPMSolverPP2M` that solver. Diffusers cuts its timesteps to integers, here they
-    stay as they are.
+    The published checkpoints come with a second-order solver, DPM-Solver++ on the flow's noise levels: :class:`samplers.DPMSolverPP2M` on
+    ``default_times``, which start a little below 1. With that scheduler the network sees whole timesteps, as diffusers shows it.
     """
 
     source: Sana
@@ -48,6 +47,8 @@ class SanaModel(InstructedModel):
     def predict(self, module: nn.Module, x_t: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
         """See :meth:`DiffusersModel.predict`."""
         embeds, mask = trim_tokens(condition.tensors["prompt_embeds"], condition.tensors["prompt_mask"])
+        if "use_flow_sigmas" in self.pipeline.scheduler.config:  # DPM-Solver's
+            timestep = timestep.floor()
         prediction = module(
             hidden_states=x_t,
             timestep=timestep * self.module.config.timestep_scale,
