@@ -30,6 +30,10 @@ class SpySampler:
     def group_size(self):
         return self.inner.group_size
 
+    @property
+    def initial_time(self):
+        return self.inner.initial_time
+
     def noise_rows(self):
         return self.inner.noise_rows()
 
