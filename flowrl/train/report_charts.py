@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["Chart", "curves", "monitor_charts", "optimisation_charts", "spread_charts"]
 
 BLUE, VERMILION, GREEN, PURPLE = range(4)
-SPREAD = "reward_spread/step_"
+SPREAD, DROPPED = "reward_spread/step_", "groups_dropped"
 UPDATES, EVALUATIONS = "updates", "network evaluations"
 
 
@@ -70,7 +70,7 @@ def monitor_charts(record: RunRecord) -> list[Chart]:
 
 
 def optimisation_charts(record: RunRecord) -> list[Chart]:
-    """Distance of the ratio from 1, clipping, KL, gradient norm, loss, learning rate; those that were logged."""
+    """Distance of the ratio from 1, clipping, KL, gradient norm, loss, learning rate, lost groups; those that were logged and say anything."""
     charts = []
     x, mean = record.train_series("ratio_mean")
     drift = Line(name="mean", x=x, y=[abs(value - 1) for value in mean], colour=GREEN)
@@ -85,11 +85,12 @@ def optimisation_charts(record: RunRecord) -> list[Chart]:
         "grad_norm": ("Gradient norm", "Before it is scaled down."),
         "loss": ("Loss", "While ratios are near 1 its value says little; its gradient is what counts."),
         "lr": ("Learning rate", "As the schedule gave it."),
+        DROPPED: ("Groups without scores", "Per update; a reward failed for them, and nothing was learned from them."),
     }
     for name, (title, note) in described.items():
         x, y = record.train_series(name)
-        if x:
-            line = Line(name=words(name), x=x, y=y, smooth=name != "lr", colour=PURPLE)
+        if x and (name != DROPPED or any(y)):
+            line = Line(name=words(name), x=x, y=y, smooth=name not in ("lr", DROPPED), colour=PURPLE)
             charts.append(_chart(title, note, line_chart([line], x_label=UPDATES)))
     return charts
 

@@ -25,6 +25,7 @@ from flowrl.flow import FlowSDE, Trajectory
 from flowrl.rl import RewardBatch
 from flowrl.train import Evaluation
 from flowrl.train.checkpoint import check_complete
+from flowrl.train.report import write_report
 from flowrl.train.rollout import draw, join
 from flowrl.train.scores import score, submit
 from samplers import ODESampler, ShiftedGrid, SingularStochasticSampler
@@ -274,3 +275,11 @@ def test_an_objective_that_couples_entries_sees_only_those_that_count():
     for name, value in found[0].items():
         assert value.abs().max() > 1e-5
         assert torch.equal(value, found[1][name])
+
+
+@pytest.mark.parametrize("failing", [True, False], ids=["some failed", "none failed"])
+def test_the_report_shows_lost_groups_where_there_are_any(failing, tmp_path):
+    fields = {"prompts_per_update": 4, "reward_batch": 4, "on_reward_failure": "drop", "updates": 3}
+    trainer(tmp_path / "run", reward=FailsFor() if failing else Bright(), **fields).run()
+    page = write_report(tmp_path / "run").read_text(encoding="utf-8")
+    assert ("Groups without scores" in page) == failing
