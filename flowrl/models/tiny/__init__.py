@@ -20,7 +20,17 @@ from flowrl.models.tiny.z_image import tiny_z_image
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["TINY", "TinySD3", "init_for_small_training", "tiny_sd", "tiny_sd3_pipeline", "tiny_sdxl"]
+__all__ = [
+    "TINY",
+    "TinySD3",
+    "init_for_small_training",
+    "tiny_sd",
+    "tiny_sd3_pipeline",
+    "tiny_sdxl",
+    "tiny_wan",
+    "tiny_wan22",
+    "tiny_wan22_5b",
+]
 
 TINY: dict[str, Callable[[], Any]] = {
     "flux1": tiny_flux1,

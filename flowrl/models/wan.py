@@ -1,0 +1,158 @@
+"""Wan 2.1 and 2.2 text-to-video, and everything else that diffusers loads as a ``WanPipeline``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+
+from flowrl.errors import CheckpointError, ConfigError
+from flowrl.flow import ClassifierFreeGuidance, Condition, VelocityField
+from flowrl.models.experts import ExpertGuidance, TwoExperts
+from flowrl.models.latents import channel_scaled
+from flowrl.models.pipeline import DiffusersModel
+from flowrl.models.source import DiffusersSource
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+__all__ = ["Wan", "WanModel"]
+
+_MOST_TOKENS = 512
+
+
+class WanModel(DiffusersModel):
+    """A ``WanPipeline`` as a model of videos (arXiv:2503.20314); a state is (channel, latent frame, height, width).
+
+    Wan 2.2 A14B has two experts, one for noise levels from ``boundary_ratio`` up, one below; both sample, one is trained.
+    """
+
+    source: Wan
+
+    @property
+    def lora_name(self) -> str:
+        """Of either expert: diffusers knows no other name."""
+        return "transformer"
+
+    @property
+    def state_shape(self) -> tuple[int, ...]:
+        """Latent channels, latent frames, height, width."""
+        pipeline, factor = self.pipeline, self.pipeline.vae_scale_factor_spatial
+        frames = (self.source.num_frames - 1) // pipeline.vae_scale_factor_temporal + 1
+        return self.module.config.in_channels, frames, self.source.height_of(pipeline) // factor, self.source.width_of(pipeline) // factor
+
+    @property
+    def tokens(self) -> int:
+        """Of all latent frames."""
+        return super().tokens * self.state_shape[1]
+
+    @property
+    def experts(self) -> TwoExperts | None:
+        """How the two networks share the work, where there are two."""
+        boundary, trains_high = self.pipeline.config.boundary_ratio, self.source.trained_expert == "high_noise"
+        other = self.pipeline.transformer_2 if trains_high else self.pipeline.transformer
+        steps = self.pipeline.scheduler.config.num_train_timesteps
+        return None if boundary is None else TwoExperts(other=other, boundary=boundary * steps, trains_high=trains_high)
+
+    def encode_texts(self, prompts: list[str]) -> dict[str, Tensor]:
+        """``prompt_embeds`` (batch, token, channel), with zeros behind a text's end: the network attends to those too."""
+        settings = {"do_classifier_free_guidance": False, "max_sequence_length": self.source.max_sequence_length}
+        return {"prompt_embeds": self.pipeline.encode_prompt(prompts, device=self.device, **settings)[0]}
+
+    def predict(self, module: nn.Module, x_t: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
+        """See :meth:`DiffusersModel.predict`, and :class:`TwoExperts` for what it refuses."""
+        if self.experts is None:
+            return self._call(module, x_t, timestep, condition)
+        return self.experts(module, timestep, lambda network, rows: self._call(network, x_t[rows], timestep[rows], condition[rows]))
+
+    def pixels(self, latents: Tensor) -> Tensor:
+        """One chunk of latents decoded, (batch, frame, 3, height, width), around [-1, 1]."""
+        vae = self.pipeline.vae
+        return vae.decode(channel_scaled(latents, vae.config), return_dict=False)[0].transpose(1, 2)
+
+    def default_times(self, steps: int) -> Tensor:
+        """See :class:`ImageModel`. UniPC starts 1e-6 below 1 lest its own formulas divide by 0; here that is 1."""
+        times = super().default_times(steps)
+        return torch.where(times > 1 - 1e-5, torch.ones_like(times), times)
+
+    def guided(self, network: VelocityField) -> VelocityField:
+        """Classifier-free guidance, with another scale at low noise where ``guidance_scale_2`` gives one."""
+        high, scale, experts = super().guided(network), self.source.guidance_scale_2, self.experts
+        if scale is None or experts is None or not isinstance(high, ClassifierFreeGuidance):
+            return high
+        steps = self.pipeline.scheduler.config.num_train_timesteps
+        return ExpertGuidance(high=high, low=replace(high, scale=scale), is_high=lambda t: experts.is_high(t * steps))
+
+    def _call(self, network: Any, x_t: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
+        if self.pipeline.config.expand_timesteps:  # a time per token
+            lengths = (length // cell for length, cell in zip(x_t.shape[2:], self.module.config.patch_size, strict=True))
+            timestep = timestep[:, None].expand(-1, torch.Size(lengths).numel())
+        embeds = condition.tensors["prompt_embeds"]
+        return network(hidden_states=x_t, timestep=timestep, encoder_hidden_states=embeds, return_dict=False)[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wan(DiffusersSource):
+    """A Wan text-to-video pipeline to load; see :class:`DiffusersSource` for the fields that all adapters share.
+
+    Pictures are videos: score them with a :class:`rewards.FrameReward`.
+
+    >>> Wan(path="Wan-AI/Wan2.1-T2V-1.3B-Diffusers", height=480, width=832, num_frames=33, guidance_scale=5.0).max_sequence_length
+    512
+
+    Attributes:
+        height: Of the pictures in pixels.
+        width: Likewise.
+        num_frames: Of a video; one more than a multiple of the decoder's frames per latent, which is 4.
+        max_sequence_length: Tokens of a prompt, at most 512.
+        guidance_scale_2: Of Wan 2.2 A14B's expert of low noise; None is ``guidance_scale``.
+        trained_expert: Which of the two is trained; the other stays as it is. Only steps on its side of the boundary can be trained.
+            A LoRA of the expert of low noise loads by ``load_lora_weights(..., load_into_transformer_2=True)``.
+
+    Raises:
+        ConfigError: If a value is out of range.
+    """
+
+    pipeline_name: ClassVar[str] = "WanPipeline"
+    model: ClassVar[type[DiffusersModel]] = WanModel
+
+    height: int = 480
+    width: int = 832
+    num_frames: int = 81
+    max_sequence_length: int = _MOST_TOKENS
+    guidance_scale_2: float | None = None
+    trained_expert: Literal["high_noise", "low_noise"] = "high_noise"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.trained_expert not in ("high_noise", "low_noise"):
+            raise ConfigError(f"trained_expert must be high_noise or low_noise, got {self.trained_expert!r}")
+        if not 1 <= self.max_sequence_length <= _MOST_TOKENS:
+            raise ConfigError(f"max_sequence_length must be in 1..{_MOST_TOKENS}, got {self.max_sequence_length}")
+        if self.num_frames < 1 or not (self.guidance_scale_2 or 1) >= 1:
+            raise ConfigError(f"num_frames and guidance_scale_2 must be at least 1, got {self.num_frames} and {self.guidance_scale_2}")
+        if self.trained_expert == "low_noise":
+            object.__setattr__(self, "network", "transformer_2")
+
+    def pixels_per_token(self, pipeline: Any) -> int:
+        """See :meth:`DiffusersSource.pixels_per_token`."""
+        return pipeline.vae_scale_factor_spatial * getattr(pipeline, self.network).config.patch_size[1]
+
+    def check_size(self, pipeline: Any) -> None:
+        """Refuse fields that do not fit this pipeline, and a pipeline that is not whole.
+
+        Raises:
+            ConfigError: If the size, the number of frames or what is said of experts does not fit.
+            CheckpointError: If an expert or the boundary between them is missing, or the scheduler is not one of a flow.
+        """
+        experts = [part for part in (pipeline.transformer, pipeline.transformer_2) if part is not None]
+        if pipeline.transformer is None or len(experts) != 1 + (pipeline.config.boundary_ratio is not None):
+            raise CheckpointError(f"{self.path} has neither one transformer nor two with a boundary_ratio; save the whole pipeline")
+        if len(experts) == 1 and (self.trained_expert == "low_noise" or self.guidance_scale_2 is not None):
+            raise ConfigError(f"{self.path} has one transformer; leave out trained_expert and guidance_scale_2")
+        if not pipeline.scheduler.config.get("use_flow_sigmas", True):
+            raise CheckpointError(f"the scheduler of {self.path} has use_flow_sigmas=False, but Wan is a flow model; save it with True")
+        super().check_size(pipeline)
+        if (self.num_frames - 1) % (factor := pipeline.vae_scale_factor_temporal):
+            raise ConfigError(f"num_frames must be one more than a multiple of {factor} for {self.path}, got {self.num_frames}")
