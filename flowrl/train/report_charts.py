@@ -70,7 +70,7 @@ def monitor_charts(record: RunRecord) -> list[Chart]:
 
 
 def optimisation_charts(record: RunRecord) -> list[Chart]:
-    """Distance of the ratio from 1, clipping, KL, gradient norm, loss, learning rate, lost groups; those that were logged and say anything."""
+    """Distance of the ratio from 1, clipping, KL, gradient norm, loss, learning rate, lost groups; those that were logged."""
     charts = []
     x, mean = record.train_series("ratio_mean")
     drift = Line(name="mean", x=x, y=[abs(value - 1) for value in mean], colour=GREEN)
