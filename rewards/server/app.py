@@ -31,7 +31,7 @@ __all__ = ["RefusedError", "Service", "create_app"]
 _T = TypeVar("_T")
 _PNG = "image/png"
 _RETRY_AFTER_S = 1
-_LINGER_S = 2.0  # in which the rest of a refused body is thrown away, so that the asker reads the refusal and not a broken connection
+_LINGER_S = 1.0  # in which the rest of a refused body is thrown away, so that the asker reads the refusal and not a broken connection
 
 
 class RefusedError(Exception):
@@ -106,7 +106,8 @@ class Service:
         try:
             return await self._scores(request)
         except RefusedError as refusal:
-            await _throw_away(request, self.limits)
+            if refusal.status != HTTPStatus.REQUEST_TIMEOUT:
+                await _throw_away(request, self.limits)
             return _refusal(refusal)
         finally:
             self.under_way -= 1
