@@ -5,6 +5,7 @@ from rewards.brightness import Brightness
 from rewards.clip_score import CLIPScore
 from rewards.composite import CompositeReward
 from rewards.frames import FrameReward
+from rewards.geneval import GenEval
 from rewards.hpsv2 import HPSv2
 from rewards.image_reward import ImageReward
 from rewards.jpeg import JpegCompressibility
@@ -22,6 +23,7 @@ __all__ = [
     "CLIPScore",
     "CompositeReward",
     "FrameReward",
+    "GenEval",
     "HPSv2",
     "HeldoutLegibility",
     "ImageReward",

@@ -61,7 +61,7 @@ class TransformersClip:
     @property
     def logit_scale(self) -> float:
         """What cosines are multiplied by, the exponential of the learned number."""
-        return float(self.module.logit_scale.float().exp())
+        return float(self.module.logit_scale.detach().float().exp())
 
     def tokens(self, text: str) -> Tensor:
         """The numbers of a text's tokens, (1, token), cut to the network's length with the end kept."""
