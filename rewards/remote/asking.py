@@ -136,10 +136,12 @@ class Asker:
         return answer
 
     def _pause(self, attempt: int, asked_since: float) -> bool:
-        """Wait before a round; False if it is not worth while any more."""
-        time.sleep(self.backoff.pause_s(attempt - 1))
+        """Wait before a round; False at once if it is not worth while any more."""
         since = max(asked_since, self.servers.last_sign_of_life)
-        return time.monotonic() - since < self.backoff.total_s(self.retries) + self.timeout_s
+        if time.monotonic() - since > self.backoff.total_s(self.retries) + self.timeout_s:
+            return False
+        time.sleep(self.backoff.pause_s(attempt - 1))
+        return True
 
     def _note(self, server: Server, error: AskError) -> None:
         level = logging.WARNING if server.failures == 0 else logging.INFO

@@ -24,7 +24,7 @@ def row_batches(groups: Tensor, size: int, *, whole: bool) -> list[list[Tensor]]
         Batches of units, ``(row,)`` integer each.
     """
     batches: list[list[Tensor]] = []
-    for unit in _units(groups, whole=whole):
+    for unit in _units(groups, whole=whole) if len(groups) else []:
         if batches and sum(map(len, batches[-1])) + len(unit) <= size:
             batches[-1].append(unit)
         else:

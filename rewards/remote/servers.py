@@ -170,12 +170,13 @@ class Servers:
         return failures
 
     def failed(self, server: Server, error: AskError) -> None:
-        """Let a server rest; one that is only busy keeps its good name."""
+        """Let a server rest, unless the request is to blame; one that is only busy keeps its good name."""
+        if error.fault == "request":
+            return
         with self._lock:
             server.failures += 1
             server.trusted = server.trusted and error.fault == "busy"
-            if error.fault != "request":
-                server.rests_until = time.monotonic() + self._backoff.pause_s(server.failures - 1)
+            server.rests_until = time.monotonic() + self._backoff.pause_s(server.failures - 1)
 
     def _exchange(self, method: str, url: str, *, timeout_s: float, body: bytes | None = None, identity: str | None = None) -> bytes:
         """One request, which ends soon after ``timeout_s``, however slowly the answer trickles in."""
