@@ -79,7 +79,7 @@ AESTHETIC = Published(
         "SHA-256 21dd590f3ccdc646f0d53120778b296013b096a035a2718c9cb0d511bff0f1e0"
     ),
 )
-IMAGE_REWARD = Published(name="ImageReward", repository="THUDM/ImageReward", file="ImageReward.pt", gigabytes=1.79, parameters=0)
+IMAGE_REWARD = Published(name="ImageReward", repository="THUDM/ImageReward", file="ImageReward.pt", gigabytes=1.79, parameters=446_206_689)
 BERT_TOKENIZER = Published(
     name="BERT's tokenizer",
     repository="google-bert/bert-base-uncased",
