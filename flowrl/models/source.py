@@ -174,6 +174,10 @@ class DiffusersSource(ResourceOptions):
         """Pixels: what was asked for, or the pipeline's own size."""
         return self.width or pipeline.default_sample_size * pipeline.vae_scale_factor
 
+    def pixels_per_latent(self, pipeline: Any) -> int:
+        """Side of the square of pixels that the decoder makes of one latent pixel."""
+        return pipeline.vae_scale_factor
+
     def pixels_per_token(self, pipeline: Any) -> int:
         """Side of the square of pixels that is one token of the network, of which height and width must be multiples."""
         return pipeline.vae_scale_factor * getattr(pipeline, self.network).config.patch_size
@@ -201,7 +205,7 @@ class DiffusersSource(ResourceOptions):
 
     def _apply_options(self, pipeline: Any, network: Any, device: torch.device) -> None:
         if self.decode_tile is not None:
-            tile_decoder(pipeline.vae, self.decode_tile, pipeline.vae_scale_factor)
+            tile_decoder(pipeline.vae, self.decode_tile, self.pixels_per_latent(pipeline))
         if self.attention is not None:
             use_attention(network, self.attention, device=device, dtype=self.compute_dtype)
         if self.gradient_checkpointing:

@@ -38,9 +38,9 @@ class WanModel(DiffusersModel):
     @property
     def state_shape(self) -> tuple[int, ...]:
         """Latent channels, latent frames, height, width."""
-        pipeline, factor = self.pipeline, self.pipeline.vae_scale_factor_spatial
-        frames = (self.source.num_frames - 1) // pipeline.vae_scale_factor_temporal + 1
-        return self.module.config.in_channels, frames, self.source.height_of(pipeline) // factor, self.source.width_of(pipeline) // factor
+        source, factor = self.source, self.source.pixels_per_latent(self.pipeline)
+        frames = (source.num_frames - 1) // self.pipeline.vae_scale_factor_temporal + 1
+        return self.module.config.in_channels, frames, source.height // factor, source.width // factor
 
     @property
     def tokens(self) -> int:
@@ -135,6 +135,10 @@ class Wan(DiffusersSource):
         if self.trained_expert == "low_noise":
             object.__setattr__(self, "network", "transformer_2")
 
+    def pixels_per_latent(self, pipeline: Any) -> int:
+        """See :meth:`DiffusersSource.pixels_per_latent`."""
+        return pipeline.vae_scale_factor_spatial
+
     def pixels_per_token(self, pipeline: Any) -> int:
         """See :meth:`DiffusersSource.pixels_per_token`."""
         return pipeline.vae_scale_factor_spatial * getattr(pipeline, self.network).config.patch_size[1]
@@ -151,6 +155,8 @@ class Wan(DiffusersSource):
             raise CheckpointError(f"{self.path} has neither one transformer nor two with a boundary_ratio; save the whole pipeline")
         if len(experts) == 1 and (self.trained_expert == "low_noise" or self.guidance_scale_2 is not None):
             raise ConfigError(f"{self.path} has one transformer; leave out trained_expert and guidance_scale_2")
+        if len(experts) > 1 and self.tail_cache is not None:
+            raise ConfigError(f"{self.path} has two experts, between which a tail_cache cannot tell; leave tail_cache out")
         if not pipeline.scheduler.config.get("use_flow_sigmas", True):
             raise CheckpointError(f"the scheduler of {self.path} has use_flow_sigmas=False, but Wan is a flow model; save it with True")
         super().check_size(pipeline)

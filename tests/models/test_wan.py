@@ -10,6 +10,7 @@ from flowrl.errors import CheckpointError, ConfigError
 from flowrl.flow import Condition, FlowSDE
 from flowrl.models import AutoModel, LoRA, Wan
 from flowrl.models.experts import ExpertGuidance, by_rows
+from flowrl.models.tail_cache import FirstBlockCache
 from flowrl.models.tiny import tiny_wan, tiny_wan22, tiny_wan22_5b
 from rewards import Brightness, FrameReward
 from samplers import ODESampler, ShiftedGrid, SingularStochasticSampler
@@ -221,12 +222,44 @@ def test_the_reference_is_the_base_model_and_weights_come_back(source_of):
         ("2.1", {"max_sequence_length": 513}, r"max_sequence_length must be in 1\.\.512, got 513"),
         ("2.1", {"trained_expert": "low"}, "trained_expert must be high_noise or low_noise, got 'low'"),
         ("2.1", {"trained_expert": "low_noise"}, "has one transformer; leave out trained_expert and guidance_scale_2"),
+        ("2.2 A14B", {"tail_cache": FirstBlockCache()}, "has two experts, between which a tail_cache cannot tell"),
         ("2.2 5B", {"guidance_scale_2": 3.0}, "has one transformer; leave out trained_expert and guidance_scale_2"),
     ],
 )
 def test_a_value_that_does_not_fit_is_refused(source_of, version, fields, message):
     with pytest.raises(ConfigError, match=message):
         source_of(version, **fields).load("cpu")
+
+
+@pytest.mark.parametrize("version", ["2.1", "2.2 5B"])
+def test_a_video_decoded_in_tiles_with_an_offloaded_decoder_resembles_the_one_decoded_whole(source_of, version):
+    side = 2 * BUILD[version][1]
+    whole, tiled = (
+        source_of(version, height=side, width=side, **more).load("cpu") for more in ({}, {"decode_tile": side // 2, "decoder": "offload"})
+    )
+    latents = standard_noise(whole, 1)
+    expected, found = whole.decode(latents), tiled.decode(latents)
+    assert found.shape == expected.shape == (1, 5, 3, side, side)
+    assert 0.8 < torch.corrcoef(torch.stack([found.flatten(), expected.flatten()]))[0, 1] < 1  # random weights see far beyond a tile
+
+
+def test_dropped_text_encoders_have_left_the_embeddings(source_of):
+    kept, dropped = (source_of("2.1", guidance_scale=5.0, text_encoders=plan).load("cpu") for plan in ("keep", "drop"))
+    dropped.prepare(PROMPTS)
+    noise = standard_noise(kept, 2)
+    assert torch.equal(ode_samples(dropped, PROMPTS, noise), ode_samples(kept, PROMPTS, noise))
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight:UserWarning")  # PyTorch's, of a norm that is not fused
+@pytest.mark.parametrize("lora", [None, LoRA(rank=2, alpha=2)], ids=["full", "lora"])
+def test_half_precision_is_near_single_in_both_experts(source_of, lora):
+    half, single = (source_of("2.2 A14B", dtype=dtype, lora=lora).load("cpu") for dtype in ("bfloat16", "float32"))
+    x, condition = standard_noise(half, 2), half.encode(PROMPTS)
+    with torch.no_grad():
+        found, expected = (model.field()(x, torch.tensor([0.95, 0.4]), condition) for model in (half, single))
+    assert found.dtype == torch.float32
+    assert 0 < (found - expected).abs().max() < 0.1
+    assert {parameter.dtype for parameter in half.trainable_parameters()} == {torch.float32}
 
 
 def test_an_expert_without_its_boundary_is_refused(tmp_path):
