@@ -12,12 +12,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from torch import nn
+
 from flowrl.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from flowrl.flow import Condition, VelocityField
     from flowrl.shapes import Time
@@ -90,6 +92,16 @@ class FirstBlockCache(FeatureCache):
         if not self.threshold > 0:
             raise ConfigError(f"threshold must be > 0, got {self.threshold}; leave tail_cache out for no caching")
 
+    @contextmanager
+    def active(self, module: nn.Module) -> Iterator[None]:
+        """See :meth:`FeatureCache.active`."""
+        with ExitStack() as stack:
+            for block in module.modules():
+                if getattr(block, "context_pre_only", False) is True and isinstance(getattr(block, "attn", None), nn.Module):
+                    stack.enter_context(_text_kept(block))
+            stack.enter_context(super().active(module))
+            yield
+
     def enable(self, module: nn.Module) -> None:
         """See :meth:`FeatureCache.enable`.
 
@@ -142,6 +154,22 @@ class TaylorSeerCache(FeatureCache):
             cache_interval=self.interval, disable_cache_before_step=self.warm_up, max_order=self.order, taylor_factors_dtype=torch.float32
         )
         apply_taylorseer_cache(module, config)
+
+
+@contextmanager
+def _text_kept(block: nn.Module) -> Iterator[None]:
+    """Stable Diffusion 3's last block drops the text, where diffusers' hook subtracts it: inside this context it returns it as it was."""
+    original = block.forward
+
+    def forward(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        _, hidden_states = original(*args, **kwargs)
+        return kwargs["encoder_hidden_states"], hidden_states
+
+    block.forward = forward
+    try:
+        yield
+    finally:
+        block.forward = original
 
 
 @contextmanager
