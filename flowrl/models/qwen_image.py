@@ -101,5 +101,13 @@ class QwenImage(DiffusersSource):
             raise ConfigError(f"max_sequence_length must be in 1..{_MOST_TOKENS}, got {self.max_sequence_length}")
 
     def load(self, device: torch.device | str) -> QwenImageModel:
-        """See :meth:`DiffusersSource.load`."""
+        """See :meth:`DiffusersSource.load`.
+
+        Raises:
+            ConfigError: If the installed diffusers lets a prompt's padding into attention, so that prompts in a batch touch each other.
+        """
+        from diffusers.models.transformers import transformer_qwenimage
+
+        if not hasattr(transformer_qwenimage, "compute_text_seq_len_from_mask"):
+            raise ConfigError("this diffusers ignores which tokens of a Qwen-Image prompt are padding; pip install 'diffusers>=0.37'")
         return super().load(device)

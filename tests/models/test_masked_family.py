@@ -9,6 +9,7 @@ from masked_cases import CASES, PROMPTS
 
 from flowrl.flow import evaluations_per_state
 from flowrl.models import AutoModel, LoRA
+from flowrl.testing import check_field
 
 
 @pytest.fixture(scope="module", params=list(CASES))
@@ -91,6 +92,11 @@ def test_different_times_in_one_batch_are_those_of_separate_calls(case):
     noise, field, condition, times = standard_noise(model, 3), model.field(), model.encode(PROMPTS), torch.tensor([0.9, 0.5, 0.1])
     alone = torch.cat([field(noise[[row]], float(times[row]), condition[[row]]) for row in range(3)])
     torch.testing.assert_close(field(noise, times, condition), alone, atol=1e-5, rtol=0)
+
+
+def test_the_guided_field_keeps_the_contract_of_a_field(case):
+    model = case.load(guidance_scale=2.0)
+    check_field(model.field(), standard_noise(model, 3), model.encode(PROMPTS))
 
 
 @pytest.mark.parametrize("lora", [None, LoRA(rank=2, alpha=2)], ids=["full", "lora"])

@@ -60,3 +60,11 @@ def test_a_prompt_that_is_too_long_is_cut_as_the_pipeline_cuts_it(case):
     assert model.encode(long).tensors["prompt_mask"].all()
     expected, _ = case.load_pipeline().encode_prompt(long, max_sequence_length=8)
     torch.testing.assert_close(model.encode(long).tensors["prompt_embeds"], expected.detach(), atol=1e-6, rtol=0)
+
+
+def test_a_diffusers_that_ignores_padding_is_refused(case, monkeypatch):
+    from diffusers.models.transformers import transformer_qwenimage
+
+    monkeypatch.delattr(transformer_qwenimage, "compute_text_seq_len_from_mask")
+    with pytest.raises(ConfigError, match=r"ignores which tokens .* are padding; pip install 'diffusers>=0\.37'"):
+        case.load()
