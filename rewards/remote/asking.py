@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -97,6 +98,7 @@ class Asker:
             RewardError: If none answers; tells what happened on which server.
         """
         story, body = _Story(), pack_question(question, self.wire)
+        self._look_after_the_sick()
         for attempt in range(self.retries + 1):
             if attempt and not self._pause(attempt, asked_since):
                 break
@@ -142,6 +144,17 @@ class Asker:
             return False
         time.sleep(self.backoff.pause_s(attempt - 1))
         return True
+
+    def _look_after_the_sick(self) -> None:
+        """See on other threads whether servers are well again, so that no question waits for one that is not."""
+        for server in self.servers.to_look_after():
+            threading.Thread(target=self._look_after, args=(server,), name="reward server health", daemon=True).start()
+
+    def _look_after(self, server: Server) -> None:
+        try:
+            self.verify(server)
+        except AskError as error:
+            self._note(server, error)
 
     def _note(self, server: Server, error: AskError) -> None:
         level = logging.WARNING if server.failures == 0 else logging.INFO

@@ -121,19 +121,26 @@ class Servers:
         return iter(self._servers)
 
     def by_preference(self) -> list[Server]:
-        """Rested ones first, of those the one with the fewest requests under way."""
+        """Trusted and rested ones first, of those the one with the fewest requests under way."""
         now = time.monotonic()
         with self._lock:
-            return sorted(self._servers, key=lambda server: (max(server.rests_until - now, 0.0), server.under_way))
+            return sorted(self._servers, key=lambda s: (not s.trusted, max(s.rests_until - now, 0.0), s.under_way))
+
+    def to_look_after(self) -> list[Server]:
+        """Servers that have rested and may be well again, while others do their work; each is named once a rest."""
+        now = time.monotonic()
+        with self._lock:
+            due = [s for s in self._servers if not s.trusted and s.rests_until <= now] if any(s.trusted for s in self._servers) else []
+            for server in due:
+                server.rests_until = now + _HEALTH_TIMEOUT_S
+            return due
 
     def health(self, server: Server) -> dict[str, Any]:
-        """What a server says of itself; meanwhile no other thread waits for it.
+        """What a server says of itself.
 
         Raises:
             AskError: If it is not ready.
         """
-        with self._lock:
-            server.rests_until = max(server.rests_until, time.monotonic() + _HEALTH_TIMEOUT_S)
         found = _object(self._exchange("GET", f"{server.url}/health", timeout_s=_HEALTH_TIMEOUT_S))
         if not isinstance(found.get("weights"), dict):
             known = "status" in found

@@ -12,12 +12,15 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
 
+import httpx
 import torch
 from torch import Tensor
 
 from flowrl.rl import RewardBatch, facts_of
 from rewards import Brightness, RemoteReward
-from rewards.server import Limits, RewardServer
+from rewards.server import Limits, RewardServer, process
+
+__all__ = ["process"]  # imported here so that forked servers start at once
 
 PROMPTS = ("a", "b", "c", "d", "e", "f", "g", "h")
 
@@ -156,35 +159,62 @@ def say(handler: BaseHTTPRequestHandler, body: bytes, status: int = 200, length:
 
 @dataclass
 class ServerProcess:
-    """A server in a forked process, which can be killed and started again on its port."""
+    """A server in forked processes, all on one port: each waits for its turn, so that none has to be forked while threads run."""
 
     make: Callable[[int], RewardServer]
     port: int = field(default_factory=free_port)
     pid: int = 0
+    standby: list[tuple[int, int]] = field(default_factory=list)
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def start(self) -> "ServerProcess":
-        self.pid = os.fork()
-        if self.pid == 0:
-            status = 1
-            try:
-                signal.signal(signal.SIGTERM, signal.SIG_DFL)
-                self.make(self.port).run()
-                status = 0
-            finally:
-                os._exit(status)
+    def prepare(self, lives: int) -> "ServerProcess":
+        for _ in range(lives):
+            begin, started = os.pipe()
+            if (pid := os.fork()) == 0:
+                status = 1
+                try:
+                    os.close(started)
+                    if os.read(begin, 1):
+                        self.make(self.port).run()
+                    status = 0
+                finally:
+                    os._exit(status)
+            os.close(begin)
+            self.standby.append((pid, started))
         return self
+
+    def start(self) -> "ServerProcess":
+        self.pid, started = self.standby.pop(0)
+        os.write(started, b"!")
+        os.close(started)
+        return self
+
+    def wait_until_ready(self) -> None:
+        def ready() -> bool:
+            try:
+                return httpx.get(f"{self.url}/health").status_code == 200
+            except httpx.TransportError:
+                return False
+
+        until(ready)
 
     def end(self, number: int = signal.SIGKILL) -> int:
         """Send a signal and wait; the exit status, minus the signal's number if it ended it."""
         pid, self.pid = self.pid, 0
-        if not pid:
-            return 0
         os.kill(pid, number)
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+    def end_all(self) -> None:
+        if self.pid:
+            self.end()
+        for pid, started in self.standby:
+            os.close(started)
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        self.standby.clear()
 
 
 SMALL = Limits(body_mb=0.5, pictures=16, pixels=64 * 64, total_pixels=16 * 64 * 64, requests=2, timeout_s=1.0, receive_s=0.5)
