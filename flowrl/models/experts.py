@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from flowrl.errors import ConfigError
+from flowrl.errors import CheckpointError, ConfigError
 from flowrl.flow import Condition, VelocityField, evaluations_per_state
 
 if TYPE_CHECKING:
     from flowrl.shapes import Time
 
-__all__ = ["ExpertGuidance", "TwoExperts", "by_rows"]
+__all__ = ["ExpertGuidance", "TwoExperts", "by_rows", "experts_of"]
 
 
 def by_rows(chosen: Tensor, first: Callable[[Tensor], Tensor], second: Callable[[Tensor], Tensor]) -> Tensor:
@@ -100,3 +100,18 @@ class ExpertGuidance:
             return lambda rows: field(x_t[rows], time[rows], condition[rows])
 
         return by_rows(self.is_high(time), by(self.high), by(self.low))
+
+
+def experts_of(pipeline: Any, *, trains_high: bool) -> TwoExperts | None:
+    """How the networks of a ``WanPipeline`` share the work; None where there is only one.
+
+    Raises:
+        CheckpointError: If an expert or the boundary between them is missing.
+    """
+    boundary, high, low = pipeline.config.boundary_ratio, pipeline.transformer, pipeline.transformer_2
+    if high is None or (boundary is None) != (low is None):
+        raise CheckpointError("a WanPipeline has one transformer, or two with a boundary_ratio; this one does not, save it whole")
+    if boundary is None:
+        return None
+    boundary_step = boundary * pipeline.scheduler.config.num_train_timesteps
+    return TwoExperts(other=low if trains_high else high, boundary=boundary_step, trains_high=trains_high)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 
 from flowrl.errors import CheckpointError, ConfigError
 from flowrl.flow import ClassifierFreeGuidance, Condition, VelocityField
-from flowrl.models.experts import ExpertGuidance, TwoExperts
+from flowrl.models.experts import ExpertGuidance, TwoExperts, experts_of
 from flowrl.models.latents import channel_scaled
 from flowrl.models.pipeline import DiffusersModel
 from flowrl.models.source import DiffusersSource
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 __all__ = ["Wan", "WanModel"]
-
-_MOST_TOKENS = 512
 
 
 class WanModel(DiffusersModel):
@@ -50,10 +48,7 @@ class WanModel(DiffusersModel):
     @property
     def experts(self) -> TwoExperts | None:
         """How the two networks share the work, where there are two."""
-        boundary, trains_high = self.pipeline.config.boundary_ratio, self.source.trained_expert == "high_noise"
-        other = self.pipeline.transformer_2 if trains_high else self.pipeline.transformer
-        steps = self.pipeline.scheduler.config.num_train_timesteps
-        return None if boundary is None else TwoExperts(other=other, boundary=boundary * steps, trains_high=trains_high)
+        return experts_of(self.pipeline, trains_high=self.source.trained_expert == "high_noise")
 
     def encode_texts(self, prompts: list[str]) -> dict[str, Tensor]:
         """``prompt_embeds`` (batch, token, channel), with zeros behind a text's end: the network attends to those too."""
@@ -78,16 +73,15 @@ class WanModel(DiffusersModel):
 
     def guided(self, network: VelocityField) -> VelocityField:
         """Classifier-free guidance, with another scale at low noise where ``guidance_scale_2`` gives one."""
-        high, scale, experts = super().guided(network), self.source.guidance_scale_2, self.experts
-        if scale is None or experts is None or not isinstance(high, ClassifierFreeGuidance):
+        high, experts, steps = super().guided(network), self.experts, self.pipeline.scheduler.config.num_train_timesteps
+        if self.source.guidance_scale_2 is None or experts is None:
             return high
-        steps = self.pipeline.scheduler.config.num_train_timesteps
-        return ExpertGuidance(high=high, low=replace(high, scale=scale), is_high=lambda t: experts.is_high(t * steps))
+        low = ClassifierFreeGuidance(field=network, scale=self.source.guidance_scale_2, negative=self.encode([self.negative_prompt]))
+        return ExpertGuidance(high=high, low=low, is_high=lambda t: experts.is_high(t * steps))
 
     def _call(self, network: Any, x_t: Tensor, timestep: Tensor, condition: Condition) -> Tensor:
-        if self.pipeline.config.expand_timesteps:  # a time per token
-            lengths = (length // cell for length, cell in zip(x_t.shape[2:], self.module.config.patch_size, strict=True))
-            timestep = timestep[:, None].expand(-1, torch.Size(lengths).numel())
+        if self.pipeline.config.expand_timesteps:
+            timestep = timestep[:, None].expand(-1, self.tokens)
         embeds = condition.tensors["prompt_embeds"]
         return network(hidden_states=x_t, timestep=timestep, encoder_hidden_states=embeds, return_dict=False)[0]
 
@@ -98,12 +92,7 @@ class Wan(DiffusersSource):
 
     Pictures are videos: score them with a :class:`rewards.FrameReward`.
 
-    >>> Wan(path="Wan-AI/Wan2.1-T2V-1.3B-Diffusers", height=480, width=832, num_frames=33, guidance_scale=5.0).max_sequence_length
-    512
-
     Attributes:
-        height: Of the pictures in pixels.
-        width: Likewise.
         num_frames: Of a video; one more than a multiple of the decoder's frames per latent, which is 4.
         max_sequence_length: Tokens of a prompt, at most 512.
         guidance_scale_2: Of Wan 2.2 A14B's expert of low noise; None is ``guidance_scale``.
@@ -120,7 +109,7 @@ class Wan(DiffusersSource):
     height: int = 480
     width: int = 832
     num_frames: int = 81
-    max_sequence_length: int = _MOST_TOKENS
+    max_sequence_length: int = 512
     guidance_scale_2: float | None = None
     trained_expert: Literal["high_noise", "low_noise"] = "high_noise"
 
@@ -128,10 +117,10 @@ class Wan(DiffusersSource):
         super().__post_init__()
         if self.trained_expert not in ("high_noise", "low_noise"):
             raise ConfigError(f"trained_expert must be high_noise or low_noise, got {self.trained_expert!r}")
-        if not 1 <= self.max_sequence_length <= _MOST_TOKENS:
-            raise ConfigError(f"max_sequence_length must be in 1..{_MOST_TOKENS}, got {self.max_sequence_length}")
-        if self.num_frames < 1 or not (self.guidance_scale_2 or 1) >= 1:
-            raise ConfigError(f"num_frames and guidance_scale_2 must be at least 1, got {self.num_frames} and {self.guidance_scale_2}")
+        if self.num_frames < 1 or not 1 <= self.max_sequence_length <= 512:  # noqa: PLR2004 - the text encoder's
+            raise ConfigError(f"num_frames must be >= 1, max_sequence_length in 1..512; got {self.num_frames}, {self.max_sequence_length}")
+        if self.guidance_scale_2 is not None and not self.guidance_scale_2 >= 1:
+            raise ConfigError(f"guidance_scale_2 must be >= 1, got {self.guidance_scale_2}; 1 is no guidance")
         if self.trained_expert == "low_noise":
             object.__setattr__(self, "network", "transformer_2")
 
@@ -144,18 +133,11 @@ class Wan(DiffusersSource):
         return pipeline.vae_scale_factor_spatial * getattr(pipeline, self.network).config.patch_size[1]
 
     def check_size(self, pipeline: Any) -> None:
-        """Refuse fields that do not fit this pipeline, and a pipeline that is not whole.
-
-        Raises:
-            ConfigError: If the size, the number of frames or what is said of experts does not fit.
-            CheckpointError: If an expert or the boundary between them is missing, or the scheduler is not one of a flow.
-        """
-        experts = [part for part in (pipeline.transformer, pipeline.transformer_2) if part is not None]
-        if pipeline.transformer is None or len(experts) != 1 + (pipeline.config.boundary_ratio is not None):
-            raise CheckpointError(f"{self.path} has neither one transformer nor two with a boundary_ratio; save the whole pipeline")
-        if len(experts) == 1 and (self.trained_expert == "low_noise" or self.guidance_scale_2 is not None):
+        """Refuse sizes, lengths and experts that this pipeline does not have, and a pipeline that is not whole or no flow model."""
+        two = experts_of(pipeline, trains_high=True) is not None
+        if not two and (self.trained_expert == "low_noise" or self.guidance_scale_2 is not None):
             raise ConfigError(f"{self.path} has one transformer; leave out trained_expert and guidance_scale_2")
-        if len(experts) > 1 and self.tail_cache is not None:
+        if two and self.tail_cache is not None:
             raise ConfigError(f"{self.path} has two experts, between which a tail_cache cannot tell; leave tail_cache out")
         if not pipeline.scheduler.config.get("use_flow_sigmas", True):
             raise CheckpointError(f"the scheduler of {self.path} has use_flow_sigmas=False, but Wan is a flow model; save it with True")
