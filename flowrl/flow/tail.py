@@ -6,7 +6,7 @@ log-probability depends on it.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -33,17 +33,19 @@ def tail_of(field: VelocityField) -> Iterator[VelocityField]:
         field: Its attribute ``tail``, if it has one, returns a context like this one. A dataclass that wraps such a field,
             guidance for example, wraps that field's tail.
     """
-    if (own := getattr(field, "tail", None)) is not None:
-        with own() as other:
-            yield other
-        return
-    wrapped: Any = next(((name, inner) for name, inner in _wrapped(field).items() if has_tail(inner)), None)
-    if wrapped is None:
-        yield field
-        return
-    name, inner = wrapped
-    with tail_of(inner) as other:
-        yield replace(field, **{name: other})  # type: ignore[type-var]  # a dataclass, or it would wrap nothing
+    with ExitStack() as stack:
+        yield _entered(field, stack, {})
+
+
+def _entered(field: Any, stack: ExitStack, known: dict[int, Any]) -> Any:
+    """The field's tail, open on the stack; a field that is wrapped in several places has one."""
+    if id(field) not in known:
+        inner = {name: value for name, value in _wrapped(field).items() if has_tail(value)}
+        if getattr(field, "tail", None) is not None:
+            known[id(field)] = stack.enter_context(field.tail())
+        else:
+            known[id(field)] = replace(field, **{name: _entered(value, stack, known) for name, value in inner.items()}) if inner else field
+    return known[id(field)]
 
 
 def _wrapped(field: object) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from flowrl.errors import MissingExtraError
 from flowrl.models import LoRA, StableDiffusion3
 from flowrl.train import AdamW, AdamW8bit, UpdateSettings
 
-
 pytest.importorskip("bitsandbytes", reason="the extra dev has it")
 
 
