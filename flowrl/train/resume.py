@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from flowrl.config.targets import find_target
 from flowrl.errors import CheckpointError, ConfigError
 from flowrl.train.describe import differences
 from flowrl.train.metrics import METRICS_FILE, read_metrics
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
     from pathlib import Path
 
     from flowrl.train.checkpoint import CheckpointFolder
@@ -55,16 +56,31 @@ def refuse_other_config(checkpoint: Path, config: Mapping[str, Any], free: Colle
     Args:
         checkpoint: Its folder.
         config: Of the run that wants to go on.
-        free: Fields that may differ.
+        free: Fields of the run that may differ. So may those that a component names in ``free_on_resume``, such as the address of a server.
 
     Raises:
         CheckpointError: If anything else differs.
     """
     saved = yaml.safe_load((checkpoint / CONFIG_FILE).read_text(encoding="utf-8"))
-    changed = [line for line in differences(saved, dict(config)) if line.split(":")[0].split(".")[0] not in free]
+    changed = [line for line in differences(_fixed(saved), _fixed(config)) if line.split(":")[0].split(".")[0] not in free]
     if changed:
         more = f"; and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
         raise CheckpointError(
             f"{checkpoint} is a checkpoint of another configuration ({'; '.join(changed[:_SHOWN])}{more}); "
             "resume with the run's own config.yaml, or choose another run_dir"
         )
+
+
+def _fixed(config: Any) -> Any:
+    """A configuration without the fields that its components let change between a run and its resumption."""
+    if isinstance(config, Mapping):
+        free = _free_of(config["target"]) if "target" in config else ()
+        return {name: _fixed(value) for name, value in config.items() if name not in free}
+    return [_fixed(value) for value in config] if isinstance(config, list) else config
+
+
+def _free_of(target: object) -> Collection[str]:
+    try:
+        return getattr(find_target(target, "config.target"), "free_on_resume", ())
+    except ConfigError:  # a class that no config can name
+        return ()

@@ -24,7 +24,17 @@ if TYPE_CHECKING:
 __all__ = ["Counters", "keep_weights_out", "load_checkpoint", "save_checkpoint"]
 
 # What may change between a run and its resumption without making it another run; more updates stretch the rest of a schedule.
-_FREE = ("run_dir", "updates", "evaluate_every", "evaluation", "checkpoint_every", "keep_checkpoints", "reward_batch", "trackers")
+_FREE = (
+    "run_dir",
+    "updates",
+    "evaluate_every",
+    "evaluation",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "reward_batch",
+    "on_reward_failure",
+    "trackers",
+)
 
 
 @dataclass

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -62,9 +62,24 @@ class RemoteReward:
         max_backoff_s: That no pause exceeds.
         start_within_s: How long :meth:`check` waits for a first server that is ready.
 
+    All but ``weights``, ``needs_groups`` and ``wire`` may change when a run is resumed.
+
     Raises:
         ConfigError: If there are no servers or no weights, an address is none, or a number is out of range.
     """
+
+    free_on_resume: ClassVar[tuple[str, ...]] = (
+        "servers",
+        "token_env",
+        "batch",
+        "requests",
+        "timeout_s",
+        "connect_timeout_s",
+        "retries",
+        "backoff_s",
+        "max_backoff_s",
+        "start_within_s",
+    )
 
     servers: tuple[str, ...]
     weights: Mapping[str, float]

@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import threading
+from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from flowrl.errors import ConfigError, RewardError, require
 from flowrl.rl import GroupReward, Reward
 from rewards.remote.limits import Limits
+from rewards.scales import BatchScale, RunningScale
 from rewards.self_test import inner_rewards, run_self_tests
 
 if TYPE_CHECKING:
@@ -37,8 +39,8 @@ class RewardServer:
     taken any more, those under way are answered, and the process ends.
 
     Attributes:
-        reward: What scores. A `rewards.CompositeReward` that normalises belongs to the trainer, around its `rewards.RemoteReward`: here it
-            would see the requests of several clients as one batch.
+        reward: What scores. A `rewards.CompositeReward` that normalises over batches belongs to the trainer, around its
+            `rewards.RemoteReward`: here several clients' requests are one batch.
         host: Address to listen on; ``127.0.0.1`` is this machine only. Any other needs a token.
         port: To listen on; 0 takes a free one.
         token_env: Environment variable that holds the token which every request must bring. Where it is set, it is demanded on this
@@ -71,11 +73,13 @@ class RewardServer:
         if self.batch < 1 or not self.window_ms >= 0 or not self.drain_s > 0:
             raise ConfigError(f"batch must be >= 1, window_ms >= 0 and drain_s > 0, got {self.batch}, {self.window_ms} and {self.drain_s}")
         for reward in _nested(self.reward):
-            if (how := getattr(reward, "normalise", None)) not in (None, "none", {}, ""):
-                raise ConfigError(
-                    f"a {type(reward).__name__} that normalises ({how}) cannot be served: requests of several clients are one batch here; "
-                    "normalise in the trainer, around the rewards.RemoteReward"
-                )
+            scales = getattr(reward, "normalise", {})
+            for name, scale in scales.items() if isinstance(scales, Mapping) else ():
+                if isinstance(scale, BatchScale | RunningScale):
+                    raise ConfigError(
+                        f"part {name!r} is put on a {type(scale).__name__}, which cannot be served: requests of several clients make up a "
+                        "batch here; normalise in the trainer, in a rewards.CompositeReward around the rewards.RemoteReward"
+                    )
 
     def run(self) -> None:
         """Serve until SIGTERM or Ctrl-C, then answer what is under way.

@@ -16,7 +16,7 @@ import toys
 from serving import ServerProcess, client, local, pictures, until
 from torch import Tensor
 
-from flowrl.errors import RewardError
+from flowrl.errors import CheckpointError, RewardError
 from flowrl.rl import RewardBatch
 from rewards import Brightness, RemoteReward
 from rewards.remote.wire import CONTENT_TYPE, Question, pack_question
@@ -131,17 +131,27 @@ def test_a_part_of_an_update_that_no_server_scores_is_dropped_counted_and_logged
     assert toys.lines(tmp_path / "run")[:2] == toys.lines(untouched)[:2]
 
 
-def test_a_run_without_a_server_stops_with_a_checkpoint_and_goes_on_as_if_nothing_had_been(servers, tmp_path):
-    server = servers(lives=2).start()
+def test_a_run_without_a_server_stops_with_a_checkpoint_and_goes_on_with_another_server(servers, tmp_path, monkeypatch):
+    server, elsewhere = servers().start(), servers().start()
     server.wait_until_ready()
-    reward = eventful(server.url, retries=1, before={3: server.end})
+    submit, calls = RemoteReward.submit, []
+
+    def submit_and_kill(*args):
+        calls.append(args)
+        if len(calls) == 4:
+            server.end()
+        return submit(*args)
+
+    monkeypatch.setattr(RemoteReward, "submit", submit_and_kill)
     with pytest.raises(RewardError, match=f"no reward server gave scores: {server.url} .*on_reward_failure=drop goes on"):
-        toys.trainer(tmp_path / "remote", reward=reward).run()
+        toys.trainer(tmp_path / "remote", reward=client(server.url, start_within_s=20.0)).run()
     assert toys.count_lines(tmp_path / "remote") == 3
     toys.reset_accelerate()
-    server.start()
-    server.wait_until_ready()
-    toys.trainer(tmp_path / "remote", reward=eventful(server.url, retries=1)).run(resume=True)
+    elsewhere.wait_until_ready()
+    with pytest.raises(CheckpointError, match=r"another configuration \(reward.wire: float32 -> png\)"):
+        toys.trainer(tmp_path / "remote", reward=client(elsewhere.url, wire="png")).run(resume=True)
+    toys.reset_accelerate()
+    toys.trainer(tmp_path / "remote", reward=client(elsewhere.url, batch=3, retries=4), on_reward_failure="drop").run(resume=True)
     toys.reset_accelerate()
     toys.assert_same_run(tmp_path / "remote", local_run(tmp_path / "local"), 6)
 

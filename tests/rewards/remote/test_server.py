@@ -22,6 +22,7 @@ from flowrl.errors import ConfigError, RewardError
 from flowrl.rl import RewardBatch
 from rewards import Brightness, CompositeReward, JpegCompressibility
 from rewards.remote.wire import CONTENT_TYPE, Question, pack_question
+from rewards.scales import BatchScale, FixedScale, RunningScale
 from rewards.self_test import KnownAnswer
 from rewards.server import Limits, RewardServer
 
@@ -392,6 +393,14 @@ def test_a_server_that_cannot_be_is_refused(fields, message, monkeypatch):
     monkeypatch.setenv("FLOWRL_REWARD_TOKEN", TOKEN)
     with pytest.raises(ConfigError, match=message):
         server(**fields).run()
+
+
+@pytest.mark.parametrize("scale", [BatchScale(), RunningScale()], ids=lambda scale: type(scale).__name__)
+def test_a_reward_that_normalises_over_the_batch_is_not_served(scale):
+    reward = CompositeReward(rewards=(Brightness(),), normalise={"brightness": scale})
+    with pytest.raises(ConfigError, match=f"'brightness' is put on a {type(scale).__name__}, which cannot be served"):
+        server(CompositeReward(rewards=(reward,)))
+    assert server(CompositeReward(rewards=(Brightness(),), normalise={"brightness": FixedScale(mean=0.5, std=1.0)}))
 
 
 def test_limits_must_be_positive():
