@@ -66,7 +66,7 @@ class GaussianField:
         return (gain * (x_t - (1 - time) * mean) - mean).to(float_dtype(x_t))
 
 
-def check_field(field: VelocityField, x: Tensor, condition: Condition, *, tolerance: float = 1e-5) -> None:
+def check_field(field: VelocityField, x: Tensor, condition: Condition, *, tolerance: float = 1e-5, start: float = 1.0) -> None:
     """Check a velocity field: shape, dtype, finiteness, determinism, and that rows and times do not mix.
 
     Args:
@@ -74,25 +74,26 @@ def check_field(field: VelocityField, x: Tensor, condition: Condition, *, tolera
         x: States (batch, ...), at least two that differ; left unchanged by a correct field.
         condition: One row a state.
         tolerance: Absolute and relative, between two evaluations of the same row.
+        start: Largest noise level at which the field can be asked; below 1 for diffusion models, whose schedule ends before pure noise.
 
     Raises:
         ContractError: With every clause that does not hold.
     """
     rows = _rows(x, len(condition), "one condition row a state")
     clauses, before = _Clauses("the velocity field", tolerance), x.clone()
-    times = torch.linspace(1.0, 0.1, rows, device=x.device)
+    times = torch.linspace(start, 0.1, rows, device=x.device)
     flipped = torch.arange(rows - 1, -1, -1, device=x.device)
     with torch.no_grad():
         velocity = field(x, times, condition)
         clauses.require(velocity.shape == x.shape, f"returns the state's shape {tuple(x.shape)}, not {tuple(velocity.shape)}")
         clauses.require(velocity.dtype == torch.float32, f"returns float32 for a float32 state, not {velocity.dtype}")
-        clauses.finite(velocity, "velocities are finite at times from 1 to 0.1")
+        clauses.finite(velocity, f"velocities are finite at times from {start:g} to 0.1")
         clauses.same(field(x, times, condition), velocity, "two calls with the same arguments agree (dropout off, no fresh noise)")
         permuted = field(x[flipped], times[flipped], condition[flipped])
         clauses.same(permuted.flip(0), velocity, "permuting rows, times and conditions permutes velocities")
         alone = torch.cat([field(x[i : i + 1], times[i : i + 1], condition[i : i + 1]) for i in range(rows)])
         clauses.same(alone, velocity, "a row's velocity does not depend on the other rows of the batch")
-        for t in (1.0, 0.5):
+        for t in (start, 0.5):
             filled = field(x, torch.full((rows,), t, device=x.device), condition)
             clauses.same(field(x, torch.tensor(t, device=x.device), condition), filled, f"a scalar time equals a (batch,) time, at t = {t}")
     clauses.require(torch.equal(x, before), "the states given are not modified")

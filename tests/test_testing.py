@@ -85,6 +85,19 @@ def test_check_field_accepts_a_good_field():
     check_field(GaussianField(mean=2.0, std=0.5), X, LABELS)
 
 
+def test_check_field_asks_a_field_that_starts_below_1_for_nothing_above():
+    asked = []
+
+    def field(x, t, condition):
+        asked.append(float(torch.as_tensor(t).max()))
+        return good_field(x, t, condition)
+
+    check_field(field, X, LABELS, start=0.9)
+    assert max(asked) == pytest.approx(0.9)
+    check_field(field, X, LABELS)
+    assert max(asked) == 1
+
+
 @pytest.mark.parametrize("clause", broken_fields())
 def test_check_field_names_the_broken_clause(clause):
     with pytest.raises(ContractError, match=clause) as raised:

@@ -96,8 +96,9 @@ class Wan(DiffusersSource):
         num_frames: Of a video; one more than a multiple of the decoder's frames per latent, which is 4.
         max_sequence_length: Tokens of a prompt, at most 512.
         guidance_scale_2: Of Wan 2.2 A14B's expert of low noise; None is ``guidance_scale``.
-        trained_expert: Which of the two is trained; the other stays as it is. Only steps on its side of the boundary can be trained.
-            A LoRA of the expert of low noise loads by ``load_lora_weights(..., load_into_transformer_2=True)``.
+        trained_expert: Which of the two is trained; the other stays as it is. Only steps on its side of the boundary can be trained;
+            for both, train one, save the pipeline with its weights, and train the other from there. A LoRA
+            of the expert of low noise loads by ``load_lora_weights(..., load_into_transformer_2=True)``.
 
     Raises:
         ConfigError: If a value is out of range.
