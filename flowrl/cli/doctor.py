@@ -3,6 +3,9 @@
 Examples:
   flowrl doctor
   flowrl doctor image/digits_g2rpo sampler.group_size=24
+  flowrl doctor image/flux1_g2rpo_lora_24gb --memory 24GB
+  flowrl doctor image/flux1_g2rpo_hpsv2 --accelerate configs/accelerate/fsdp2_2x8gpu.yaml --memory 141GB
+  flowrl doctor --rewards image/flux1_g2rpo_hpsv2
   flowrl doctor --robots
 """
 
@@ -31,6 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Say what the command takes."""
     parser.add_argument("config", metavar="CONFIG", nargs="?", help="a YAML file, a bundled config's name, or a run folder")
     parser.add_argument("overrides", metavar="key=value", nargs="*", default=[], help="dotted keys of the config with other values")
+    parser.add_argument("--memory", metavar="SIZE", help="of one GPU, such as 24GB: say whether the run fits, and what to change if not")
+    parser.add_argument("--accelerate", metavar="FILE", help="accelerate's config file that the run will be launched with")
+    parser.add_argument("--rewards", action="store_true", help="load the rewards and ask each for pictures whose order is known")
     parser.add_argument("--robots", action="store_true", help="start every installed simulator and draw a picture, which takes seconds")
 
 
@@ -45,7 +51,11 @@ def run(args: argparse.Namespace) -> int:
 
     problems = [*_environment(), *robot_extras(), *(simulators() if args.robots else [])]
     if args.config:
-        problems += _config(args.config, args.overrides)
+        problems += _config(args)
+    if args.rewards:
+        from flowrl.cli.doctor_rewards import reward_problems
+
+        problems += reward_problems(args.config, args.overrides)
     say()
     for problem in problems:
         say(f"problem: {problem}")
@@ -94,7 +104,7 @@ def _torchvision_problem() -> str | None:
     return None
 
 
-def _config(config: str, overrides: list[str]) -> list[str]:
+def _config(args: argparse.Namespace) -> list[str]:
     """Print what the config amounts to; return its errors."""
     from flowrl.cli.console import row, say
     from flowrl.cli.doctor_robots import robot_parts
@@ -106,8 +116,9 @@ def _config(config: str, overrides: list[str]) -> list[str]:
     from robot.learning.lesson import Training
 
     say()
+    config = args.config
     try:
-        tree = load_config(_file(config), overrides)
+        tree = load_config(_file(config), args.overrides)
     except ConfigError as error:
         return [str(error)]
     errors = validate(tree)
@@ -117,17 +128,18 @@ def _config(config: str, overrides: list[str]) -> list[str]:
     component = instantiate(tree)
     say(row("config", f"{config} is valid: {type(component).__name__}"))
     if isinstance(component, RLTrainer):
-        return _trainer(component)
+        return _trainer(component, args)
     if isinstance(component, GateTraining):
         gate_parts(component)
     parts = robot_parts(component)
     return [*parts, *training_parts(component, WORLD_SIZES)] if isinstance(component, Training) else parts
 
 
-def _trainer(trainer: RLTrainer) -> list[str]:
+def _trainer(trainer: RLTrainer, args: argparse.Namespace) -> list[str]:
     from flowrl.cli.console import row, say
-    from flowrl.train.estimate import rollout_cost
+    from flowrl.cli.doctor_plan import bytes_of, show_plan
     from flowrl.train.figures import figure
+    from flowrl.train.plan import rollout_cost
 
     groups, size = trainer.prompts_per_update, trainer.sampler.group_size
     say(row("groups", f"{groups} of {size} per update"))
@@ -140,7 +152,11 @@ def _trainer(trainer: RLTrainer) -> list[str]:
     if trainer.evaluation:
         states = trainer.evaluation.images * trainer.evaluation.sampler.evaluations()
         say(row("evaluation", f"{trainer.evaluation.images} pictures, {figure(states)} network evaluations"))
-    return [*_prompts(trainer), *_memory(trainer)]
+    try:
+        memory = bytes_of(args.memory) if args.memory else None
+    except ValueError as error:
+        return [str(error)]
+    return [*_prompts(trainer), *show_plan(trainer, accelerate=args.accelerate, memory=memory)]
 
 
 def _prompts(trainer: RLTrainer) -> list[str]:
@@ -161,25 +177,6 @@ def _share(trainer: RLTrainer, world: int) -> str:
         return f"{trainer.check_groups(world)} each"
     except ConfigError as error:
         return str(error).rpartition("; ")[2]
-
-
-def _memory(trainer: RLTrainer) -> list[str]:
-    from flowrl.cli.console import row, say
-    from flowrl.errors import CheckpointError
-    from flowrl.train.estimate import memory_parts
-    from flowrl.train.figures import memory
-
-    try:
-        parts = memory_parts(trainer)
-    except CheckpointError as error:
-        return [str(error)]
-    except ValueError as error:
-        say(row("memory", str(error)))
-        return []
-    say(row("memory", f"{memory(sum(part.size for part in parts))} on one process, and the activations of a pass"))
-    for part in parts:
-        say(row(f"  {part.name}", memory(part.size)))
-    return []
 
 
 def _file(config: str) -> str:

@@ -1,0 +1,184 @@
+"""The plan of a training run as ``flowrl doctor`` prints it."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from flowrl.train.plan import MemoryPlan, Strategy, Subject
+    from flowrl.train.trainer import RLTrainer
+
+__all__ = ["bytes_of", "show_plan"]
+
+UNITS = {"GB": 10**9, "GIB": 2**30, "MB": 10**6, "MIB": 2**20}
+TERA = 1e12
+OF_BLOCKS = "A network that does not fit even so needs a LoRA (model.lora), smaller pictures, or more GPUs that share it (FSDP 2)"
+
+
+def bytes_of(text: str) -> int:
+    """Read an amount of memory.
+
+    >>> bytes_of("24GB")
+    24000000000
+
+    Raises:
+        ValueError: If it is no amount.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(GB|GIB|MB|MIB)\s*", text.upper())
+    if match is None:
+        raise ValueError(f"--memory must be an amount such as 24GB (1e9 bytes each, as cards are sold) or 22.5GiB, got {text!r}")
+    return int(float(match[1]) * UNITS[match[2]])
+
+
+def show_plan(trainer: RLTrainer, *, accelerate: str | None, memory: int | None) -> list[str]:
+    """Print memory by part and strategy, work and disk; return what stands in the way.
+
+    Args:
+        trainer: The configuration.
+        accelerate: Path of an accelerate config file; None shows the usual strategies.
+        memory: Bytes of one GPU; None does not judge.
+    """
+    from flowrl.cli.console import row, say
+    from flowrl.cli.plan_rewards import reward_networks
+    from flowrl.errors import CheckpointError, ConfigError
+    from flowrl.train.plan import Subject, read_strategy, usual_strategies
+
+    try:
+        strategies = [read_strategy(accelerate)] if accelerate else usual_strategies()
+        subject = Subject.of(trainer, reward_networks(trainer))
+    except (CheckpointError, ConfigError) as error:
+        return [str(error)]
+    except ValueError as error:
+        say(row("memory", str(error)))
+        return []
+    _network(subject)
+    _work(subject)
+    plans = _plans(subject, strategies)
+    if not plans:
+        return []
+    _table(plans)
+    _machine(subject, plans[0][0])
+    return [] if memory is None else _fit(subject, plans, memory)
+
+
+def _network(subject: Subject) -> None:
+    from flowrl.cli.console import row, say
+    from flowrl.train.figures import figure
+
+    frozen, trained = subject.network.part.parameters, subject.sizes.trained
+    lora = subject.network.lora
+    how = "all of it" if lora is None else f"a LoRA of rank {lora.rank}"
+    say(row("network", f"{subject.network.part.kind}, {figure(frozen)} parameters, known from {subject.architecture.origin}"))
+    say(row("trained", f"{figure(trained)} parameters: {how}"))
+    frames, height, width = subject.geometry.pixels
+    video = f"{frames} frames of " if frames > 1 else ""
+    say(row("pictures", f"{video}{width} × {height}, latents {' × '.join(map(str, subject.geometry.latent))}"))
+
+
+def _work(subject: Subject) -> None:
+    from flowrl.cli.console import row, say
+    from flowrl.train.figures import figure
+    from flowrl.train.plan import update_work
+
+    try:
+        work = update_work(subject)
+    except ValueError as error:
+        say(row("work", str(error)))
+        return
+    shares = {"rollout": work.rollout, "learning": work.update, "decoding": work.decoding, "rewards": work.rewards}
+    say(row("work", f"{figure(work.total / TERA)} TFLOP an update: " + ", ".join(f"{n} {x / work.total:.0%}" for n, x in shares.items())))
+
+
+def _plans(subject: Subject, strategies: Sequence[Strategy]) -> list[tuple[Strategy, MemoryPlan]]:
+    """Those strategies among which the groups can be shared."""
+    from flowrl.cli.console import row, say
+    from flowrl.errors import ConfigError
+    from flowrl.train.plan import memory_plan
+
+    plans = []
+    for strategy in strategies:
+        try:
+            plans.append((strategy, memory_plan(subject, strategy)))
+        except ConfigError as error:
+            say(row("memory", f"{strategy.title}: {error}"))
+        except ValueError as error:
+            say(row("memory", str(error)))
+            break
+    return plans
+
+
+def _table(plans: Sequence[tuple[Strategy, MemoryPlan]]) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    from flowrl.cli.console import show
+    from flowrl.train.figures import memory
+
+    table = Table(title="memory of one GPU", title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    table.add_column("part")
+    for strategy, _ in plans:
+        table.add_column(strategy.title, justify="right")
+    held = [{part.name: part.size for part in plan.held} for _, plan in plans]
+    for name in dict.fromkeys(name for column in held for name in column):
+        table.add_row(name, *(memory(column[name]) if column.get(name) else "–" for column in held))
+    table.add_section()
+    for index, phase in enumerate(plans[0][1].phases):
+        cells = [plan.phases[index] for _, plan in plans]
+        if any(cell.size for cell in cells):
+            marks = ["*" if cell.name == plan.largest_phase.name else "" for cell, (_, plan) in zip(cells, plans, strict=True)]
+            shown = (f"{memory(cell.size) if cell.size else '–'}{mark}" for cell, mark in zip(cells, marks, strict=True))
+            table.add_row(f"+ {phase.name}", *shown)
+    table.add_row("+ reserve", *(memory(plan.reserve) for _, plan in plans))
+    table.add_section()
+    table.add_row("at most (with *)", *(memory(plan.peak) for _, plan in plans), style="bold")
+    show(table)
+
+
+def _machine(subject: Subject, strategy: Strategy) -> None:
+    """Disk, and the main memory that loading takes."""
+    from flowrl.cli.console import row, say
+    from flowrl.train.figures import memory
+    from flowrl.train.plan import checkpoint_parts, embedding_bytes
+
+    parts = checkpoint_parts(subject, strategy)
+    each, keep = sum(part.size for part in parts), subject.trainer.keep_checkpoints
+    say(row("each checkpoint", f"{memory(each)}: " + ", ".join(f"{part.name} {memory(part.size)}" for part in parts)))
+    say(row("disk of the run", f"{memory((keep + 1) * each)}: {keep} checkpoints are kept, and one more is there while it is written"))
+    say(row("embeddings", f"{memory(embedding_bytes(subject))} a prompt, in main memory or in model.embedding_cache"))
+    loaded = subject.sizes.total + sum(subject.other_parts().values())
+    say(row("loading", f"{memory(loaded)} of main memory in every process, {memory(loaded * strategy.per_machine)} on one machine"))
+
+
+def _fit(subject: Subject, plans: Sequence[tuple[Strategy, MemoryPlan]], limit: int) -> list[str]:
+    """Say what fits, and what to change where it does not."""
+    from flowrl.cli.console import row, say
+    from flowrl.train.figures import memory
+
+    for strategy, plan in plans:
+        fits = plan.peak <= limit
+        spare = f"{memory(limit - plan.peak)} to spare of {memory(limit)}" if fits else f"{memory(plan.peak)} of {memory(limit)}"
+        say(row("fits" if fits else "does not fit", f"{strategy.title}: {spare}"))
+    if any(plan.peak <= limit for _, plan in plans):
+        return []
+    strategy, plan = plans[0]
+    return [_remedy(subject, strategy, plan, limit)]
+
+
+def _remedy(subject: Subject, strategy: Strategy, plan: MemoryPlan, limit: int) -> str:
+    from flowrl.cli.console import row, say
+    from flowrl.train.figures import memory
+    from flowrl.train.plan import advise
+
+    advice = advise(subject, strategy, limit)
+    say(row("to change", strategy.title))
+    for change in advice.changes:
+        say(row("", f"{change.override}  ({change.price})"))
+    overrides = " ".join(change.override for change in advice.changes)
+    if advice.fits:
+        say(row("", f"then {memory(advice.plan.peak)}: {overrides}"))
+        return f"memory: {strategy.title} needs {memory(plan.peak)}; with these it fits into {memory(limit)}: {overrides}"
+    say(row("", f"then {memory(advice.plan.peak)}, which is still too much. {OF_BLOCKS}"))
+    return f"memory: {strategy.title} needs {memory(plan.peak)}, and at least {memory(advice.plan.peak)}. {OF_BLOCKS}"
