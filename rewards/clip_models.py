@@ -208,13 +208,30 @@ def _tensors(source: ClipSource, names: Sequence[str]) -> dict[str, Tensor]:
 
 
 def _pixels(configs: Mapping[str, Any], size: int) -> ClipPixels:
-    """The preprocessing that the files name, OpenAI's where they name none."""
-    named = configs.get("preprocessor_config.json") or configs.get("open_clip_config.json", {}).get("preprocess_cfg", {})
-    given = {key: named.get(f"image_{key}", named.get(key)) for key in ("mean", "std")}
-    way, interpolation = named.get("resize_mode", "shortest"), named.get("resample", named.get("interpolation", "bicubic"))
-    if way not in {"shortest", "squash"} or interpolation not in _INTERPOLATIONS:
-        raise RewardError(
-            f"the preprocessing asks for resize_mode {way!r} with {interpolation!r}; known: shortest, squash; bicubic, bilinear"
-        )
-    numbers = {key: tuple(values) for key, values in given.items() if values}
-    return ClipPixels(size=size, squash=way == "squash", interpolation=_INTERPOLATIONS[interpolation], **numbers)
+    """The preprocessing that the files name, open_clip's before transformers'; OpenAI's where they name none."""
+    named = _open_clip_preprocessing(configs) or _transformers_preprocessing(configs.get("preprocessor_config.json", {}), size)
+    if named["way"] not in {"shortest", "squash"} or named["interpolation"] not in _INTERPOLATIONS:
+        asked = f"{named['way']} with the interpolation {named['interpolation']}"
+        raise RewardError(f"the files ask to resize {asked}; known are shortest and squash, bicubic (3) and bilinear (2)")
+    numbers = {key: tuple(named[key]) for key in ("mean", "std") if named[key]}
+    return ClipPixels(size=size, squash=named["way"] == "squash", interpolation=_INTERPOLATIONS[named["interpolation"]], **numbers)
+
+
+def _open_clip_preprocessing(configs: Mapping[str, Any]) -> dict[str, Any] | None:
+    given = configs.get("open_clip_config.json", {}).get("preprocess_cfg")
+    if not given:
+        return None
+    way, interpolation = given.get("resize_mode", "shortest"), given.get("interpolation", "bicubic")
+    return {"way": way, "interpolation": interpolation, "mean": given.get("mean"), "std": given.get("std")}
+
+
+def _transformers_preprocessing(given: Mapping[str, Any], size: int) -> dict[str, Any]:
+    resized = given.get("size", {"shortest_edge": size})
+    shortest = resized.get("shortest_edge") if isinstance(resized, dict) else resized
+    way = "squash" if shortest is None else "shortest" if shortest == size else f"the shortest side to {shortest} for a network of {size}"
+    return {
+        "way": way,
+        "interpolation": given.get("resample", 3),
+        "mean": given.get("image_mean"),
+        "std": given.get("image_std"),
+    }

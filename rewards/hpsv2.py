@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 from rewards.clip_conversion import OpenClipArchitecture
 from rewards.clip_models import Backend, ClipSource
 from rewards.clip_reward import ClipReward
+from rewards.learned import LearnedReward
 from rewards.preprocessing import hps_pixels
 from rewards.published import CLIP_TOKENIZER, HPS_V2_0, HPS_V2_1
 
@@ -32,7 +33,7 @@ class HPSv2(ClipReward):
     float32 (its own run in float16 knows steps of 2.4e-4). Pictures are resized with anti-aliasing, as by torchvision since 0.17.
 
     Attributes:
-        version: Which weights, where ``checkpoint`` is not given; 2.1 was trained on better data.
+        version: 2.0 or 2.1: which weights, where ``checkpoint`` is not given; 2.1 was trained on better data.
         checkpoint: Their file, a path or ``owner/name:file`` on the hub; None takes the published ones.
         sha256: Of that file; None accepts any.
         tokenizer: Folder or hub id of CLIP's tokenizer; only for the back end ``transformers``.
@@ -42,7 +43,7 @@ class HPSv2(ClipReward):
         ValueError: If a value is out of its range.
     """
 
-    version: Literal["2.0", "2.1"] = "2.1"
+    version: str | float = "2.1"
     checkpoint: str | None = None
     sha256: str | None = None
     tokenizer: str = CLIP_TOKENIZER.repository
@@ -50,10 +51,16 @@ class HPSv2(ClipReward):
 
     part: ClassVar[str] = "hpsv2"
 
+    def __post_init__(self) -> None:
+        LearnedReward.__post_init__(self)
+        if str(self.version) not in _PUBLISHED:
+            raise ValueError(f"version must be {' or '.join(_PUBLISHED)}, got {self.version}")
+        object.__setattr__(self, "version", str(self.version))  # YAML reads 2.1 as a number
+
     @property
     def source(self) -> ClipSource:
         """The CLIP that scores."""
-        published = _PUBLISHED[self.version]
+        published = _PUBLISHED[str(self.version)]
         return ClipSource(
             checkpoint=self.checkpoint or published.checkpoint,
             published=published,

@@ -15,9 +15,22 @@ from rewards.pictures import check_samples
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["Dtype", "LearnedReward"]
+__all__ = ["Dtype", "LearnedReward", "device_of"]
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+def device_of(setting: str, samples: torch.device | str) -> torch.device:
+    """Where a network runs; of the first GPU there is one name only, so that a network is not loaded twice.
+
+    Args:
+        setting: ``auto`` is where the samples are.
+        samples: Where they are.
+    """
+    device = torch.device(samples if setting == "auto" else setting)
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +97,7 @@ class LearnedReward(ABC):
         return RewardBatch({self.part: torch.where(finite, torch.cat(scores), torch.nan)})
 
     def _device(self, samples: torch.device | str) -> torch.device:
-        return torch.device(samples if self.device == "auto" else self.device)
+        return device_of(self.device, samples)
 
     @abstractmethod
     def _network(self, device: torch.device, dtype: torch.dtype) -> Any:

@@ -21,7 +21,7 @@ from flowrl.models.quiet import quiet_libraries
 from flowrl.models.weights import read_safetensors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
@@ -68,13 +68,12 @@ def find_file(checkpoint: str, published: Published) -> Path:
     hub = _hub_id(checkpoint)
     if hub is None or not hub["file"]:
         raise RewardError(f"{checkpoint} is neither a file nor owner/name:file on the hub; {published.advice}")
-    found, problem = _fetch(hub, hub["file"])
-    if found is None:
-        raise RewardError(f"{checkpoint} cannot be fetched ({problem}); {published.advice}")
+    if (found := _fetch(hub, hub["file"], published)) is None:
+        raise RewardError(f"{hub['repository']} has no file {hub['file']}; {published.advice}")
     return found
 
 
-def find_files(checkpoint: str, names: Iterable[str], published: Published) -> dict[str, Path]:
+def find_files(checkpoint: str, names: Sequence[str], published: Published) -> dict[str, Path]:
     """Those of the named files that a folder or a hub repository has, fetched from the hub if they are not local.
 
     Args:
@@ -83,35 +82,34 @@ def find_files(checkpoint: str, names: Iterable[str], published: Published) -> d
         published: Whose advice a message ends with.
 
     Raises:
-        RewardError: If the checkpoint is not there, or none of the files is in it.
+        RewardError: If the checkpoint is not there or cannot be reached, or has none of the files.
     """
-    folder = Path(checkpoint).expanduser()
-    if folder.is_dir():
-        found, problem = {name: folder / name for name in names if (folder / name).is_file()}, "the folder has none of them"
-    elif (hub := _hub_id(checkpoint)) is not None and not hub["file"]:
-        found, problem = {}, ""
-        for name in names:
-            path, reason = _fetch(hub, name)
-            found, problem = (found | {name: path}, problem) if path else (found, reason)
-    else:
-        raise RewardError(f"{checkpoint} is neither a folder nor owner/name on the hub; {published.advice}")
+    found = {name: path for name in names if (path := _find(checkpoint, name, published)) is not None}
     if not found:
-        raise RewardError(f"{checkpoint} gave none of {', '.join(names)} ({problem}); {published.advice}")
+        raise RewardError(f"{checkpoint} has none of the files {', '.join(names)}; {published.advice}")
     return found
 
 
 def find_first(checkpoint: str, names: Sequence[str], published: Published) -> Path:
-    """The first of the named files that a folder or a hub repository has; the others are not fetched.
+    """The first of the named files that a folder or a hub repository has; the others are not fetched. See `find_files`.
 
     Raises:
-        RewardError: If it has none of them.
+        RewardError: If the checkpoint is not there or cannot be reached, or has none of the files.
     """
     for name in names:
-        try:
-            return find_files(checkpoint, [name], published)[name]
-        except RewardError as error:
-            problem = error
-    raise RewardError(f"{checkpoint} has none of {', '.join(names)}; the last try: {problem}")
+        if (path := _find(checkpoint, name, published)) is not None:
+            return path
+    raise RewardError(f"{checkpoint} has none of the files {', '.join(names)}; {published.advice}")
+
+
+def _find(checkpoint: str, name: str, published: Published) -> Path | None:
+    """A file of a folder or a hub repository; None if it has no such file."""
+    folder, hub = Path(checkpoint).expanduser(), _hub_id(checkpoint)
+    if folder.is_dir():
+        return folder / name if (folder / name).is_file() else None
+    if hub is None or hub["file"]:
+        raise RewardError(f"{checkpoint} is neither a folder nor owner/name on the hub; {published.advice}")
+    return _fetch(hub, name, published)
 
 
 def _hub_id(checkpoint: str) -> dict[str, str] | None:
@@ -121,14 +119,21 @@ def _hub_id(checkpoint: str) -> dict[str, str] | None:
     return match.groupdict()
 
 
-def _fetch(hub: Mapping[str, str], name: str) -> tuple[Path | None, str]:
-    """A file of the hub, or why it could not be had."""
-    from huggingface_hub import hf_hub_download
+def _fetch(hub: Mapping[str, str], name: str, published: Published) -> Path | None:
+    """A file of the hub; None if the repository has no such file, which off line means that it was not fetched before."""
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     try:
-        return Path(hf_hub_download(hub["repository"], name, revision=hub["revision"])), ""
+        return Path(hf_hub_download(hub["repository"], name, revision=hub["revision"]))
     except (OSError, ValueError) as error:  # the hub's errors are OSErrors, a malformed name is a ValueError
-        return None, f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        if isinstance(error, EntryNotFoundError) and (constants.HF_HUB_OFFLINE or not isinstance(error, LocalEntryNotFoundError)):
+            return None
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        raise RewardError(
+            f"{name} of {hub['repository']} cannot be fetched ({reason}; with HF_HUB_OFFLINE=1 what was fetched before is used); "
+            f"{published.advice}"
+        ) from error
 
 
 @lru_cache(maxsize=64)

@@ -1,6 +1,7 @@
 """HPSv2, CLIP score and PickScore on small checkpoints, through the real loading path, against the published formulas."""
 
 import json
+import shutil
 
 import pytest
 import scorers
@@ -10,6 +11,7 @@ from flowrl.errors import RewardError
 from flowrl.testing import check_reward
 from rewards import CLIPScore, HPSv2, PickScore
 from rewards.clip_models import load_clip
+from rewards.preprocessing import ClipPixels
 from rewards.self_test import run_self_test
 
 SAMPLES = scorers.pictures(4, 60, 90)
@@ -207,10 +209,45 @@ def test_an_open_clip_network_that_transformers_cannot_be_is_refused_with_the_ot
         CLIPScore(checkpoint=str(tmp_path), tokenizer=str(tokenizer)).load()
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, ClipPixels(size=56)),
+        ({"size": {"shortest_edge": 56}, "resample": 2}, ClipPixels(size=56, interpolation="bilinear")),
+        ({"size": 56, "image_mean": [0.5, 0.5, 0.5]}, ClipPixels(size=56, mean=(0.5, 0.5, 0.5))),
+        ({"size": {"height": 56, "width": 56}}, ClipPixels(size=56, squash=True)),
+    ],
+    ids=["nothing", "bilinear", "an old file", "squash"],
+)
+def test_the_preprocessing_is_that_of_transformers_file(clip_folder, tmp_path, given, expected):
+    shutil.copytree(clip_folder[0], tmp_path / "clip")
+    (tmp_path / "clip" / "preprocessor_config.json").write_text(json.dumps(given))
+    source = CLIPScore(checkpoint=str(tmp_path / "clip")).source
+    assert load_clip(source, torch.device("cpu"), torch.float32).pixels == expected
+
+
+def test_a_preprocessing_that_is_not_known_is_refused(clip_folder, tmp_path):
+    shutil.copytree(clip_folder[0], tmp_path / "clip")
+    (tmp_path / "clip" / "preprocessor_config.json").write_text(json.dumps({"size": {"shortest_edge": 64}}))
+    with pytest.raises(RewardError, match="the shortest side to 64 for a network of 56"):
+        CLIPScore(checkpoint=str(tmp_path / "clip")).load()
+
+
 def test_known_answers_find_that_random_weights_know_nothing(hps):
     report = run_self_test(hps[0]())
     assert not report.passed
     assert "comparisons come out right" in report.problems[0]
+
+
+def test_the_version_may_be_the_number_that_yaml_makes_of_it():
+    from flowrl.config import instantiate
+
+    reward = instantiate({"target": "rewards.HPSv2", "version": 2.0})
+    assert reward == HPSv2(version="2.0")
+    assert reward.source.checkpoint == "xswu/HPSv2:HPS_v2_compressed.pt"
+    assert HPSv2().source.checkpoint == "xswu/HPSv2:HPS_v2.1_compressed.pt"
+    with pytest.raises(ValueError, match=r"version must be 2\.0 or 2\.1, got 3"):
+        HPSv2(version="3")
 
 
 def test_an_odd_batch_or_device_is_refused():
@@ -218,3 +255,14 @@ def test_an_odd_batch_or_device_is_refused():
         HPSv2(batch=0)
     with pytest.raises(ValueError, match="device must be auto, cpu, cuda or cuda:N, got 'gpu'"):
         CLIPScore(device="gpu")
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_the_scores_of_the_cpu_and_reads_the_weights_once(hps):
+    expected = hps[0]()(SAMPLES, scorers.PROMPTS).parts["hpsv2"]
+    scores = hps[0]()(SAMPLES.cuda(), scorers.PROMPTS).parts["hpsv2"]
+    assert scores.is_cuda
+    torch.testing.assert_close(scores.cpu(), expected, atol=2e-3, rtol=0)  # TF32
+    moved = hps[0](device="cuda", dtype="float16")(SAMPLES, scorers.PROMPTS).parts["hpsv2"]
+    assert not moved.is_cuda
+    torch.testing.assert_close(moved, expected, atol=1e-2, rtol=0)

@@ -42,7 +42,7 @@ def test_a_file_of_the_hub_is_found_by_owner_name_and_file(hub):
 def test_of_a_repository_those_files_are_found_that_it_has(hub):
     hub("a/b", {"config.json": b"{}", "pytorch_model.bin": b"w"})
     assert {n: p.read_bytes() for n, p in find_files("a/b", ["config.json", "missing.json"], PICKSCORE).items()} == {"config.json": b"{}"}
-    assert find_first("a/b", ["model.safetensors", "pytorch_model.bin"], PICKSCORE).name == "pytorch_model.bin"
+    assert find_first("a/b@main", ["model.safetensors", "pytorch_model.bin"], PICKSCORE).name == "pytorch_model.bin"
 
 
 @pytest.mark.parametrize("checkpoint", ["xswu/HPSv2:HPS_v2.1_compressed.pt", "weights/HPS.pt", "./nowhere/at/all"])
@@ -51,8 +51,21 @@ def test_missing_weights_say_where_they_come_from_and_the_command_that_fetches_t
         find_file(checkpoint, HPS_V2_1)
 
 
+def test_a_hub_that_cannot_be_reached_is_not_taken_for_one_without_the_file(hub, monkeypatch):
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def unreachable(*_, **__):
+        raise LocalEntryNotFoundError("no connection")
+
+    hub("a/b", {"config.json": b"{}"})
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", unreachable)
+    with pytest.raises(RewardError, match=r"preprocessor_config\.json of a/b cannot be fetched \(LocalEntryNotFoundError: no connection"):
+        find_files("a/b", ["preprocessor_config.json"], PICKSCORE)
+
+
 def test_a_folder_without_the_wanted_files_says_what_was_looked_for(tmp_path):
-    with pytest.raises(RewardError, match=r"none of model\.safetensors"):
+    with pytest.raises(RewardError, match=r"has none of the files model\.safetensors; PickScore is yuvalkirstain/PickScore_v1"):
         find_first(str(tmp_path), ["model.safetensors"], PICKSCORE)
 
 
