@@ -109,6 +109,7 @@ class Wan(DiffusersSource):
 
     height: int = 480
     width: int = 832
+    decode_batch: int = 1
     num_frames: int = 81
     max_sequence_length: int = 512
     guidance_scale_2: float | None = None
