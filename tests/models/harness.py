@@ -24,6 +24,12 @@ from samplers import ExplicitGrid, ODESampler, ShiftedGrid, SingularStochasticSa
 STEPS = 4
 
 
+def fresh_accelerate() -> None:
+    """Forget the accelerator of an earlier run in this process."""
+    for state in (PartialState, AcceleratorState, GradientState):
+        state._reset_state()
+
+
 def standard_noise(model: ImageModel, rows: int, seed: int = 7) -> Tensor:
     """The same standard normal latents at every call, ``(rows, *state_shape)``."""
     return torch.randn(rows, *model.state_shape, generator=torch.Generator().manual_seed(seed))
@@ -41,9 +47,7 @@ def two_updates(source: DiffusersSource, folder: Path, prompts: list[str], **fie
 
     ``fields`` replace those of the trainer.
     """
-    PartialState._reset_state()
-    AcceleratorState._reset_state()
-    GradientState._reset_state()
+    fresh_accelerate()
     folder.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps({"prompt": prompt, **facts_of(prompt)}) for prompt in prompts]
     (folder / "prompts.jsonl").write_text("\n".join(lines), encoding="utf-8")
