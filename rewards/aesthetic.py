@@ -34,7 +34,9 @@ class Aesthetic(LearnedReward):
     Attributes:
         checkpoint: File of the layers, a path or ``owner/name:file`` on the hub.
         sha256: Of that file; None accepts any.
-        clip: The CLIP below, a folder or a hub id.
+        clip: The CLIP below, a folder or a hub id, as for `rewards.CLIPScore`.
+        clip_sha256: Of its file of weights; None accepts any.
+        clip_tokenizer: Read with it but not used; None looks beside the weights.
 
     Raises:
         ValueError: If a value is out of its range.
@@ -43,6 +45,8 @@ class Aesthetic(LearnedReward):
     checkpoint: str = AESTHETIC.checkpoint
     sha256: str | None = None
     clip: str = CLIP_VIT_L14.checkpoint
+    clip_sha256: str | None = None
+    clip_tokenizer: str | None = None
 
     part: ClassVar[str] = "aesthetic"
 
@@ -55,8 +59,8 @@ class Aesthetic(LearnedReward):
         return (case,)
 
     def _network(self, device: torch.device, dtype: torch.dtype) -> tuple[ClipModel, nn.Module]:
-        clip = load_clip(ClipSource(checkpoint=self.clip, published=CLIP_VIT_L14), device, dtype)
-        return clip, _head(self.checkpoint, self.sha256, device)
+        source = ClipSource(checkpoint=self.clip, published=CLIP_VIT_L14, sha256=self.clip_sha256, tokenizer=self.clip_tokenizer)
+        return load_clip(source, device, dtype), _head(self.checkpoint, self.sha256, device)
 
     def _scores(self, network: Any, samples: Tensor, prompts: Sequence[str]) -> Tensor:  # noqa: ARG002 - only the picture counts
         clip, head = network

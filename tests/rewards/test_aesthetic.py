@@ -40,6 +40,20 @@ def test_the_prompt_plays_no_part_and_the_contract_is_kept(folders):
     check_reward(reward, SAMPLES, ["", "", ""], tolerance=1e-4)
 
 
+def test_the_sha256_of_layers_and_clip_is_checked(folders):
+    paths = {"checkpoint": str(folders[0] / "aesthetic-model.pth"), "clip": str(folders[0])}
+    for wrong in ({"sha256": "0" * 64}, {"clip_sha256": "0" * 64}):
+        with pytest.raises(RewardError, match="it is damaged or another file"):
+            Aesthetic(**paths, **wrong).load()
+
+
+def test_a_few_blocks_of_a_photograph_are_what_its_known_answer_asks_about():
+    (case,) = Aesthetic().known_answers()
+    assert case.order == ((0, 3), (1, 4), (2, 5))
+    changes = case.pictures.diff(dim=-1).abs().mean(dim=(1, 2, 3))
+    assert (changes[3:] < changes[:3]).all()  # the second three are the blurred ones
+
+
 def test_layers_for_other_features_are_refused(folders, tmp_path):
     torch.save(scorers.head_state(512), tmp_path / "other.pth")
     reward = Aesthetic(checkpoint=str(tmp_path / "other.pth"), clip=str(folders[0]))

@@ -135,6 +135,11 @@ def test_prompts_are_cut_to_thirty_five_tokens(saved):
     torch.testing.assert_close(scores.double(), expected_scores(blip, head, SAMPLES[:1], [prompt]), atol=2e-5, rtol=0)
 
 
+def test_prompts_are_read_without_upper_case_and_accents(saved):
+    one, other = (saved[0]()(SAMPLES[:1], [prompt]).parts["image_reward"] for prompt in ("a red circle", "A R\u00e9d  CIRCLE"))
+    assert torch.equal(one, other)
+
+
 def test_half_precision_scores_are_near_the_full_ones(saved):
     full, half = (saved[0](dtype=dtype)(SAMPLES, scorers.PROMPTS).parts["image_reward"] for dtype in ("float32", "bfloat16"))
     torch.testing.assert_close(half, full, atol=0.2, rtol=0)
