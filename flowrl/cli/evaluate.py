@@ -126,7 +126,7 @@ def _draw(trainer: RLTrainer, comparison: Comparison, processes: Processes) -> N
     from tqdm import tqdm
 
     from flowrl.cli.weights import load_model
-    from flowrl.rl import check_ready
+    from flowrl.rl import check_ready, load_reward
 
     todo = {subject.name: processes.share(comparison.missing(subject)) for subject in comparison.subjects}
     processes.wait()  # nobody draws before all have looked
@@ -134,6 +134,7 @@ def _draw(trainer: RLTrainer, comparison: Comparison, processes: Processes) -> N
         return
     for reward in comparison.evaluation.rewards:
         check_ready(reward)
+        load_reward(reward, processes.device)
     model = load_model(trainer, processes.device)
     model.prepare(list(dict.fromkeys(comparison.evaluation.texts)))
     blocks = comparison.evaluation.blocks()

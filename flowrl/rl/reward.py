@@ -13,7 +13,7 @@ from flowrl.errors import close_match
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-__all__ = ["GroupReward", "Reward", "RewardBatch", "check_ready", "part_weights", "submit_scores"]
+__all__ = ["GroupReward", "Reward", "RewardBatch", "check_ready", "load_reward", "part_weights", "submit_scores"]
 
 
 @dataclass(frozen=True)
@@ -121,6 +121,22 @@ def check_ready(reward: Reward | GroupReward) -> None:
     """
     if (check := getattr(reward, "check", None)) is not None:
         check()
+
+
+def load_reward(reward: Reward | GroupReward, device: torch.device | str) -> None:
+    """Have rewards with weights read them, so that what is missing shows before a rollout, not after.
+
+    Args:
+        reward: Asked by its method ``load(device)``, if it has one; so are the rewards within it (``rewards``, ``reward``).
+        device: Where the samples will be.
+
+    Raises:
+        RewardError: If weights are missing or do not fit.
+    """
+    if (load := getattr(reward, "load", None)) is not None:
+        load(device)
+    for part in (*getattr(reward, "rewards", ()), *filter(None, [getattr(reward, "reward", None)])):
+        load_reward(part, device)
 
 
 def submit_scores(reward: Reward | GroupReward, samples: Tensor, prompts: Sequence[str], groups: Tensor) -> Callable[[], RewardBatch]:

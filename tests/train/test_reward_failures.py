@@ -283,3 +283,60 @@ def test_the_report_shows_lost_groups_where_there_are_any(failing, tmp_path):
     trainer(tmp_path / "run", reward=FailsFor() if failing else Bright(), **fields).run()
     page = write_report(tmp_path / "run").read_text(encoding="utf-8")
     assert ("Groups without scores" in page) == failing
+
+
+# ------------------------------------------------------------------------------------------ rewards that load and remember
+
+
+@dataclass(frozen=True)
+class Within:
+    """Holds another reward, as composites do."""
+
+    reward: object
+    weights: ClassVar[dict[str, float]] = {"bright": 1.0}
+
+    def __call__(self, samples, prompts):
+        return self.reward(samples, prompts)
+
+
+@dataclass(frozen=True)
+class WithWeights(Bright):
+    def load(self, device):
+        raise RewardError(f"no weights for {device}")
+
+
+def test_weights_of_a_reward_within_a_reward_are_read_before_the_model_is_loaded(tmp_path):
+    from toys import ExplodingSource
+
+    with pytest.raises(RewardError, match="no weights for cpu"):
+        trainer(tmp_path / "run", model=ExplodingSource(), reward=Within(WithWeights())).run()
+
+
+@dataclass(frozen=True)
+class Remembers(Bright):
+    """Scores less the mean that it has been told of."""
+
+    told: list = field(default_factory=list)
+
+    def __call__(self, samples, prompts):
+        return RewardBatch({"bright": samples.mean((1, 2, 3)) - sum(self.told)})
+
+    def observe(self, scores):
+        self.told.append(float(scores["bright"].mean()))
+
+    def state_dict(self):
+        return {"told": list(self.told)} if self.told is not None else {}
+
+    def load_state_dict(self, state):
+        self.told[:] = state["told"]
+
+
+def test_what_a_reward_was_told_of_survives_a_resume(tmp_path):
+    trainer(tmp_path / "whole", reward=Remembers()).run()
+    first = Remembers()
+    trainer(tmp_path / "run", reward=first, updates=4).run()
+    assert first.told == pytest.approx([line["reward"] for line in lines(tmp_path / "run")])
+    resumed = Remembers()
+    trainer(tmp_path / "run", reward=resumed).run(resume=True)
+    assert len(resumed.told) == 6
+    assert [line["reward"] for line in lines(tmp_path / "run")] == [line["reward"] for line in lines(tmp_path / "whole")]
