@@ -13,6 +13,7 @@ from flowrl.flow import Sampler
 from flowrl.rl import Reward, submit_scores
 from flowrl.shapes import randn, seeded_generator
 from flowrl.train.evaluation_result import EvaluationResult
+from flowrl.train.grids import film_strip
 from flowrl.train.monitors import colour_entropy, edge_density, within_prompt_diversity
 from flowrl.train.prompts import load_prompts
 
@@ -42,7 +43,7 @@ class Evaluation:
         images_per_prompt: Pictures of each prompt; diversity needs at least two.
         seed: Names the noise.
         batch: Most pictures drawn, decoded and scored at once.
-        keep: How many pictures the result keeps for the sample grid.
+        keep: How many pictures the result keeps for the sample grid; of videos a strip of frames each.
 
     Raises:
         ValueError: If the prompt file is unusable, a number is out of range, the sampler draws groups, or two rewards share a part's name.
@@ -150,7 +151,7 @@ class Evaluation:
                 "edge_density": edge_density(pictures).cpu(),
                 "colour_entropy": colour_entropy(pictures).cpu(),
             },
-            images={image: pictures[row].cpu() for row, image in enumerate(index) if image < self.keep},
+            images={image: film_strip(pictures[row]).cpu() for row, image in enumerate(index) if image < self.keep},
             network_evaluations=sum(evaluations for _, evaluations in drawn),
         )
 

@@ -243,3 +243,23 @@ def test_the_prompt_file_is_read_when_the_evaluation_is_built(tmp_path):
     file.write_text("")
     with pytest.raises(ValueError, match=r"prompts\.txt holds no prompt"):
         evaluation(prompts=str(file))
+
+
+class Moving(Still):
+    """Shows the noise as a video of seven frames."""
+
+    def decode(self, latents) -> torch.Tensor:
+        return super().decode(latents)[:, None].expand(-1, 7, -1, -1, -1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LevelOfVideo(Level):
+    def __call__(self, samples, prompts) -> RewardBatch:
+        return RewardBatch({self.name: samples.mean((1, 2, 3, 4))})
+
+
+def test_of_videos_a_strip_of_frames_is_kept():
+    result = evaluation(rewards=(LevelOfVideo(),)).run(Moving())
+    assert sorted(result.images) == [0, 1, 2, 3]
+    assert result.images[0].shape[:2] == (3, 4)
+    assert result.images[0].shape[2] < 7 * 4
