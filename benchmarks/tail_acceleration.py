@@ -175,8 +175,8 @@ def main() -> None:
         f"`{COMMAND}`",
         "",
         f"Embedded digits model, {len(prompts)} prompts, {STEPS} steps, stochastic steps 0 … 4, groups of {GROUP}:",
-        f"{len(prompts) * len(SDE_INDICES)} groups a row. Rank correlation with the fine tail: mean [10 %, 90 %] over groups. Time of the rollout: median [least, most] of",
-        f"{arguments.turns} turns. {about}",
+        f"{len(prompts) * len(SDE_INDICES)} groups a row. Rank correlation with the fine tail: mean [10 %, 90 %] over groups.",
+        f"Time of the rollout: median [least, most] of {arguments.turns} turns. {about}",
         "",
         *markdown_rows(rows),
     ]
