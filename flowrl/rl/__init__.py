@@ -5,7 +5,7 @@ from flowrl.rl.objectives import OBJECTIVES, Objective, PolicyGradient, PPOClip,
 from flowrl.rl.prompt import Prompt, facts_of
 from flowrl.rl.prompts import PromptSampler, UniformPrompts
 from flowrl.rl.registry import Registry
-from flowrl.rl.reward import GroupReward, Reward, RewardBatch, check_ready, load_reward, part_weights, submit_scores
+from flowrl.rl.reward import GroupReward, Reward, RewardBatch, check_prompts, check_ready, load_reward, part_weights, submit_scores
 
 __all__ = [
     "OBJECTIVES",
@@ -23,6 +23,7 @@ __all__ = [
     "RewardBatch",
     "StepBatch",
     "UniformPrompts",
+    "check_prompts",
     "check_ready",
     "facts_of",
     "group_advantage",

@@ -11,9 +11,9 @@ from torch import Tensor
 from flowrl.errors import close_match
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
-__all__ = ["GroupReward", "Reward", "RewardBatch", "check_ready", "load_reward", "part_weights", "submit_scores"]
+__all__ = ["GroupReward", "Reward", "RewardBatch", "check_prompts", "check_ready", "load_reward", "part_weights", "submit_scores"]
 
 
 @dataclass(frozen=True)
@@ -133,10 +133,31 @@ def load_reward(reward: Reward | GroupReward, device: torch.device | str) -> Non
     Raises:
         RewardError: If weights are missing or do not fit.
     """
-    if (load := getattr(reward, "load", None)) is not None:
-        load(device)
+    for part in _with_those_within(reward):
+        if (load := getattr(part, "load", None)) is not None:
+            load(device)
+
+
+def check_prompts(reward: Reward | GroupReward, prompts: Sequence[str]) -> None:
+    """Have rewards that need more of a prompt than its words, or certain words, say so before a rollout.
+
+    Args:
+        reward: Asked by its method ``check_prompts(prompts)``, if it has one; so are the rewards within it.
+        prompts: All that it will be asked to score.
+
+    Raises:
+        ValueError: If a prompt cannot be scored.
+    """
+    for part in _with_those_within(reward):
+        if (check := getattr(part, "check_prompts", None)) is not None:
+            check(prompts)
+
+
+def _with_those_within(reward: object) -> Iterator[object]:
+    """A reward, and those that it holds as ``rewards`` or ``reward``."""
+    yield reward
     for part in (*getattr(reward, "rewards", ()), *filter(None, [getattr(reward, "reward", None)])):
-        load_reward(part, device)
+        yield from _with_those_within(part)
 
 
 def submit_scores(reward: Reward | GroupReward, samples: Tensor, prompts: Sequence[str], groups: Tensor) -> Callable[[], RewardBatch]:

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from flowrl.errors import CheckpointError, NonFiniteError, RewardError
 from flowrl.models.quiet import quiet_libraries
-from flowrl.rl import UniformPrompts, check_ready, load_reward, part_weights
+from flowrl.rl import UniformPrompts, check_prompts, check_ready, load_reward, part_weights
 from flowrl.train.checkpoint import CheckpointFolder
 from flowrl.train.describe import describe
 from flowrl.train.ema import WeightAverage
@@ -83,9 +83,7 @@ class Run:
         self.prompts = load_prompts(trainer.prompts)
         self.checkpoints = CheckpointFolder(root=trainer.folder / "checkpoints", keep=trainer.keep_checkpoints)
         checkpoint = self._starting_point(resume=resume)
-        for reward in (trainer.reward, *(trainer.evaluation.rewards if trainer.evaluation else ())):
-            check_ready(reward)
-            load_reward(reward, self.accelerator.device)
+        self._prepare_rewards()
         self.counters = Counters()
         self.prompt_sampler = trainer.prompt_sampler or UniformPrompts(prompts_count=len(self.prompts), seed=trainer.seed)
         self.learner = self._learner()
@@ -94,6 +92,16 @@ class Run:
         self._saved = None if checkpoint is None else self.counters.update
         self._log: MetricsLog | None = None
         self._gated = False
+
+    def _prepare_rewards(self) -> None:
+        """All that can go wrong with rewards before the first picture: servers, weights, prompts that they cannot score."""
+        evaluation = self.trainer.evaluation
+        scored = [(self.trainer.reward, self.prompts)]
+        scored += [] if evaluation is None else [(reward, evaluation.texts) for reward in evaluation.rewards]
+        for reward, prompts in scored:
+            check_prompts(reward, prompts)
+            check_ready(reward)
+            load_reward(reward, self.accelerator.device)
 
     def loop(self) -> RunSummary:
         """Rollout, reward, advantage, update, record, until all updates are done."""

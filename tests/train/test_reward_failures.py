@@ -313,6 +313,22 @@ def test_weights_of_a_reward_within_a_reward_are_read_before_the_model_is_loaded
 
 
 @dataclass(frozen=True)
+class Particular(Bright):
+    def check_prompts(self, prompts):
+        raise ValueError(f"no quotes in {prompts}")
+
+
+@pytest.mark.parametrize("evaluated", [False, True])
+def test_prompts_that_cannot_be_scored_are_refused_before_the_model_is_loaded(evaluated, tmp_path):
+    from toys import ExplodingSource
+
+    held_out = Evaluation(prompts=("x",), sampler=ODESampler(grid=ShiftedGrid(steps=2)), rewards=(Within(Particular()),))
+    fields = {"evaluation": held_out} if evaluated else {"reward": Within(Particular())}
+    with pytest.raises(ValueError, match=r"no quotes in \['x'\]" if evaluated else r"no quotes in \['0', '1', '2', '3'\]"):
+        trainer(tmp_path / "run", model=ExplodingSource(), **fields).run()
+
+
+@dataclass(frozen=True)
 class Remembers(Bright):
     """Scores less the mean that it has been told of."""
 
