@@ -123,7 +123,7 @@ class Asker:
         self.wanted.require(found, self.servers.identity)
         self.servers.identity = found.get("identity")
         if self.servers.succeeded(server):
-            logger.warning("reward server %s is back", server.url)
+            logger.warning("reward server %s answers now", server.url)
         return found
 
     def _answer(self, server: Server, body: bytes, rows: int) -> Answer:

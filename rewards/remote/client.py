@@ -33,6 +33,7 @@ __all__ = ["RemoteReward"]
 
 _AXES = (4, 5)  # of pictures, of videos
 _FINAL = ("permission", "other reward")
+_LOOK_EVERY_S = 2.0  # at most, while servers start
 _REASONS = 3  # that a warning lists
 
 logger = logging.getLogger("flowrl.rewards.remote")
@@ -90,9 +91,9 @@ class RemoteReward:
     requests: int = 2
     timeout_s: float = 120.0
     connect_timeout_s: float = 5.0
-    retries: int = 8
+    retries: int = 12
     backoff_s: float = 0.5
-    max_backoff_s: float = 30.0
+    max_backoff_s: float = 10.0
     start_within_s: float = 300.0
 
     def __post_init__(self) -> None:
@@ -123,7 +124,7 @@ class RemoteReward:
             if found:
                 break
             logger.log(logging.INFO if attempt else logging.WARNING, "waiting for a reward server: %s", problems[0][0])
-            time.sleep(min(self._backoff.pause_s(attempt), max(until - time.monotonic(), 0.0)))
+            time.sleep(min(self._backoff.pause_s(attempt), _LOOK_EVERY_S, max(until - time.monotonic(), 0.0)))
             attempt += 1
         for text in [
             *dict.fromkeys(remark for about in found for remark in self._asker.wanted.remarks(about)),

@@ -109,7 +109,7 @@ def pack_question(question: Question, wire: WireFormat) -> bytes:
 def _pictures(samples: Tensor, wire: WireFormat) -> dict[str, Tensor]:
     if wire in _DTYPES:
         return {"samples": samples.to(_DTYPES[wire]).contiguous()}
-    levels = samples.float().clamp(0, 1).mul(_LEVELS).round().byte()
+    levels = samples.float().clamp(0, 1).mul_(_LEVELS).round_().byte()
     if wire == "uint8":
         return {"samples": levels.contiguous()}
     files = [encode_png(picture) for picture in levels.flatten(0, -4)]

@@ -140,6 +140,7 @@ class Service:
         if kind not in (CONTENT_TYPE, _PNG):
             allowed = f"send {CONTENT_TYPE}, or one picture as {_PNG} with ?prompt=…"
             raise RefusedError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"a body of type {kind!r} cannot be read; {allowed}")
+        self.thread.arriving += 1
         try:
             body = await _body(request, self.limits)
             if kind == _PNG:
@@ -149,6 +150,8 @@ class Service:
             raise RefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, str(error)) from error
         except ValueError as error:
             raise RefusedError(HTTPStatus.BAD_REQUEST, str(error)) from error
+        finally:
+            self.thread.arriving -= 1
 
     def _authorize(self, request: Request) -> None:
         if self.token is None:

@@ -189,15 +189,19 @@ def test_what_nobody_waits_for_is_not_scored(thread):
     assert Scripted.calls == [["wait"], ["a"]]
 
 
-def test_a_request_waits_a_moment_for_company():
+def test_a_request_waits_a_moment_for_one_that_is_arriving():
     thread = RewardThread(Scripted(), device="cpu", batch=2, window_s=5.0, load=Load())
     thread.start()
+    start = time.monotonic()
+    assert len(thread.submit(job("alone")).result(10).parts["bright"]) == 1
+    assert time.monotonic() - start < 2.0, "where none is arriving, nobody waits"
+    thread.arriving = 1
     one = thread.submit(job("a"))
     until(lambda: thread.waiting == 0)
     start = time.monotonic()
     assert all(len(answer.result(10).parts["bright"]) == 1 for answer in (one, thread.submit(job("b"))))
     assert time.monotonic() - start < 2.0, "a full batch does not wait for the window to end"
-    assert Scripted.calls == [["a", "b"]]
+    assert Scripted.calls == [["alone"], ["a", "b"]]
     assert thread.stop(10)
 
 

@@ -141,7 +141,7 @@ def test_a_server_that_comes_back_is_used_again(bright, caplog):
         first, _ = reward._asker.servers
         until(lambda: scores(reward).isfinite().all() and first.trusted)
         assert first.failures == 0
-        assert f"reward server {first.url} is back" in caplog.text
+        assert f"reward server {first.url} answers now" in caplog.text
 
 
 def test_requests_are_spread_over_the_servers(bright, other):
