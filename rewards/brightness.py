@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+
 from flowrl.rl import RewardBatch
 from rewards.pictures import check_samples
+from rewards.self_test import KnownAnswer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,3 +36,8 @@ class Brightness:
         """
         check_samples(samples, prompts)
         return RewardBatch({"brightness": samples.detach().float().mean(dim=(1, 2, 3))})
+
+    def known_answers(self) -> Sequence[KnownAnswer]:
+        """White, grey, black."""
+        pictures = torch.tensor([1.0, 0.5, 0.0]).view(3, 1, 1, 1).expand(3, 3, 16, 16)
+        return [KnownAnswer.of_pictures("white, grey, black", pictures, "a square", margin=0.4)]

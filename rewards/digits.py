@@ -13,13 +13,14 @@ from torch import Tensor
 from flowrl.config import asset_path
 from flowrl.errors import CheckpointError, ConfigError
 from flowrl.models.weights import read_safetensors
-from flowrl.train.data import DIGIT_WORDS
+from flowrl.train.data import DIGIT_WORDS, digit_scans
 from rewards.pictures import check_samples
+from rewards.self_test import KnownAnswer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["TRAIN_COMMAND", "grey_scans", "load_classifier", "named_digits"]
+__all__ = ["TRAIN_COMMAND", "grey_scans", "known_digits", "load_classifier", "named_digits"]
 
 TRAIN_COMMAND = "python -m rewards.train_digit_classifiers"
 SCAN_SIDE = 8  # pixels, of the scans that the classifiers were trained on
@@ -64,6 +65,14 @@ def grey_scans(samples: Tensor, prompts: Sequence[str]) -> Tensor:
     luma = torch.tensor(_LUMA, device=samples.device).view(3, 1, 1)
     grey = (samples.detach().float() * luma).sum(1, keepdim=True)
     return torch.nn.functional.adaptive_avg_pool2d(grey, SCAN_SIDE)
+
+
+def known_digits() -> tuple[KnownAnswer, ...]:
+    """The first scan of each digit that no generator and no classifier was trained on, each under every digit's prompt."""
+    scans, digits = digit_scans("test", image_size=16)
+    first = torch.stack([scans[(digits == digit).nonzero()[0, 0]] for digit in range(len(DIGIT_WORDS))])
+    prompts = [f"the digit {word}" for word in DIGIT_WORDS]
+    return (KnownAnswer.matching("scans of digits", first, prompts, share=0.95, hint=f"is the classifier's file whole? {TRAIN_COMMAND}"),)
 
 
 def load_classifier(path: str, shapes: Mapping[str, tuple[int | None, ...]], device: torch.device | str = "cpu") -> dict[str, Tensor]:

@@ -127,6 +127,15 @@ class GenEval:
                 for picture, prompt, found in zip(samples, prompts, self._found(samples, prompts, device), strict=True)
             ]
 
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Refuse prompts whose facts are not GenEval's.
+
+        Raises:
+            ValueError: If one's are not.
+        """
+        for prompt in prompts:
+            requirements(facts_of(prompt))
+
     def known_answers(self) -> Sequence[KnownAnswer]:
         """Photographs of a woman and of a flower, each of which is asked for in turn."""
         names = ("flower", "person")

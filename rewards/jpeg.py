@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from flowrl.rl import RewardBatch
+from rewards.known_pictures import degraded, photographs
 from rewards.pictures import check_samples, levels
+from rewards.self_test import KnownAnswer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -51,6 +53,12 @@ class JpegCompressibility:
         finite = samples.detach().isfinite().flatten(1).all(1)
         kilobytes = torch.tensor([self._bytes(picture) / 1000 for picture in levels(samples)], device=samples.device)
         return RewardBatch({"jpeg": torch.where(finite, -kilobytes, torch.nan)})
+
+    def known_answers(self) -> Sequence[KnownAnswer]:
+        """A grey square, a blurred photograph, the photograph."""
+        photograph = photographs()[:1]
+        pictures = torch.cat([torch.full_like(photograph, 0.5), degraded(photograph), photograph])
+        return [KnownAnswer.of_pictures("grey, blurred, sharp", pictures, "a photo")]
 
     def _bytes(self, picture: Tensor) -> int:
         from PIL import Image

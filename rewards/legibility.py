@@ -10,10 +10,12 @@ from torch import Tensor
 from torch.nn.functional import conv2d, linear, log_softmax, max_pool2d
 
 from flowrl.rl import RewardBatch
-from rewards.digits import grey_scans, load_classifier, named_digits
+from rewards.digits import grey_scans, known_digits, load_classifier, named_digits
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from rewards.self_test import KnownAnswer
 
 __all__ = ["CNN_SHAPES", "KERNEL_SHAPES", "HeldoutLegibility", "Legibility", "cnn_logits", "kernel_logits"]
 
@@ -65,6 +67,18 @@ class Legibility:
         log_prob = log_softmax(cnn_logits(scans, load_classifier(self.classifier, CNN_SHAPES, samples.device)), dim=-1)
         return RewardBatch({"legibility": _of_named(log_prob, digits)})
 
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Refuse prompts that do not name exactly one digit.
+
+        Raises:
+            ValueError: If one does not.
+        """
+        named_digits(prompts)
+
+    def known_answers(self) -> Sequence[KnownAnswer]:
+        """Scans of digits that no one was trained on."""
+        return known_digits()
+
 
 @dataclass(frozen=True, kw_only=True)
 class HeldoutLegibility:
@@ -102,6 +116,18 @@ class HeldoutLegibility:
         # A picture with a NaN pixel has no most probable digit: NaN, so that the trainer stops instead of counting it as wrong.
         accuracy = correct.float() + 0 * logits.sum(-1)
         return RewardBatch({"heldout_probability": _of_named(logits.softmax(-1), digits), "heldout_accuracy": accuracy})
+
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Refuse prompts that do not name exactly one digit.
+
+        Raises:
+            ValueError: If one does not.
+        """
+        named_digits(prompts)
+
+    def known_answers(self) -> Sequence[KnownAnswer]:
+        """Scans of digits that no one was trained on."""
+        return known_digits()
 
 
 def cnn_logits(scans: Tensor, arrays: Mapping[str, Tensor]) -> Tensor:

@@ -84,6 +84,15 @@ class OCRAccuracy:
         scores = [text_accuracy(*texts) for texts in zip(read, wanted, strict=True)]
         return RewardBatch({"ocr": torch.where(finite, torch.tensor(scores, device=samples.device), torch.nan)})
 
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Refuse prompts that do not say which text is wanted.
+
+        Raises:
+            ValueError: If one does not.
+        """
+        for prompt in prompts:
+            wanted_text(prompt)
+
     def known_answers(self) -> Sequence[KnownAnswer]:
         """Two drawn words, each of which is asked for in turn."""
         words = ("OPEN", "Library")

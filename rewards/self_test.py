@@ -172,7 +172,8 @@ def run_self_test(reward: Any, *, cases: Sequence[KnownAnswer] | None = None, de
 
     Args:
         reward: `flowrl.rl.Reward` or `flowrl.rl.GroupReward`. A method ``self_test()`` of its own that returns a report goes first.
-        cases: What to score; by default the reward's ``known_answers()``. A reward without any is only asked for scores of photographs.
+        cases: What to score; by default the reward's ``known_answers()``. A reward without any is only asked for scores of photographs;
+            if it refuses their prompts, nothing is tested and the report has no cases.
         device: Where the pictures lie.
     """
     name = type(reward).__name__
@@ -183,6 +184,8 @@ def run_self_test(reward: Any, *, cases: Sequence[KnownAnswer] | None = None, de
         scored = [(case, _scores(reward, case, device)) for case in given]
         outcomes = [_outcome(reward, case, scores, device) for case, scores in scored]
     except (FlowrlError, ValueError, RuntimeError, OSError) as error:
+        if type(error) is ValueError and cases is None and not hasattr(reward, "known_answers"):
+            return SelfTestReport(reward=name, cases=(), problems=())  # it wants other prompts than ours; nothing is known about it
         return SelfTestReport(reward=name, cases=(), problems=(f"{name} cannot score: {error}",))
     general = _general_problems(name, scored)
     particular = [f"{name}: {outcome.problem}" for outcome in outcomes if outcome.problem]

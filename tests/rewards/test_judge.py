@@ -130,10 +130,8 @@ def test_rate_limits_and_faults_are_waited_out(prompts):
 
 
 def test_the_server_says_how_long_to_wait_and_is_not_waited_for_forever():
-    with chat_server(lambda seen, number: Reply(status=429, headers={"Retry-After": "3600"}) if not number else "Final Score: 3") as (
-        url,
-        _,
-    ):
+    busy = Reply(status=429, headers={"Retry-After": "3600"})
+    with chat_server(lambda seen, number: "Final Score: 3" if number else busy) as (url, _):
         start = time.perf_counter()
         assert VLMJudge(endpoint=at(url, max_backoff_s=0.05))(grey(0.5), ["x"]).parts["judge"].item() == 3
         assert 0.05 <= time.perf_counter() - start < 2
@@ -170,9 +168,9 @@ def test_an_answer_that_cannot_be_read_is_asked_for_again():
 
 
 def test_no_answer_at_all_is_an_error_and_not_a_batch_of_nan(prompts):
-    with chat_server(lambda seen, number: Reply(status=500, body="no memory")) as (url, seen):
-        with pytest.raises(RewardError, match=r"judge at .* answered none of 4 questions: status 500: no memory"):
-            VLMJudge(endpoint=at(url, requests=2, retries=2))(grey(*GREY), prompts)
+    failing = chat_server(lambda seen, number: Reply(status=500, body="no memory"))
+    with failing as (url, seen), pytest.raises(RewardError, match=r"judge at .* answered none of 4 questions: status 500: no memory"):
+        VLMJudge(endpoint=at(url, requests=2, retries=2))(grey(*GREY), prompts)
     assert len(seen) <= 8  # after two questions have used three tries each nothing more is asked
 
 
@@ -181,7 +179,7 @@ def test_a_server_that_is_not_there_is_given_up_quickly():
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
     start = time.perf_counter()
-    with pytest.raises(RewardError, match="answered none of 64 questions: .*ConnectError"):
+    with pytest.raises(RewardError, match=r"answered none of 64 questions: .*ConnectError"):
         VLMJudge(endpoint=at(url, retries=2, requests=4))(grey(*[0.5] * 64), ["x"] * 64)
     assert time.perf_counter() - start < 5
     with pytest.raises(RewardError, match=r"does not answer .*is the model served there\?"):
@@ -208,9 +206,9 @@ def test_a_slow_server_costs_one_picture_and_not_the_run(prompts):
     ("status", "message"), [(401, r"refuses the key .*wrong key; the key is read from \$JUDGE_KEY"), (404, "knows no such model or path")]
 )
 def test_a_refused_key_or_model_ends_it_at_once(status, message, prompts):
-    with chat_server(lambda seen, number: Reply(status=status, body='{"error": {"message": "wrong key"}}')) as (url, seen):
-        with pytest.raises(RewardError, match=message):
-            VLMJudge(endpoint=at(url, requests=1, key_env="JUDGE_KEY"))(grey(*GREY), prompts)
+    refusing = chat_server(lambda seen, number: Reply(status=status, body='{"error": {"message": "wrong key"}}'))
+    with refusing as (url, seen), pytest.raises(RewardError, match=message):
+        VLMJudge(endpoint=at(url, requests=1, key_env="JUDGE_KEY"))(grey(*GREY), prompts)
     assert len(seen) <= 2
 
 
