@@ -8,9 +8,8 @@ policy's own sampler, within each group (one prompt, one stochastic step, 12 mem
 
 - ``rank correlation``: Spearman's, mean over the groups and their 10 and 90 % quantiles;
 - ``advantage correlation``: Pearson's of the group-standardised rewards, over all of them;
-- ``block evaluations``: transformer blocks that are run, in tails alone, as a share of the fine tail's. Taylor expansions skip the
-  attention of a block and run the rest: attentions are counted for them;
-- ``time``: of the whole rollout as a share of the fine one's, in the same turn. On a model of three blocks of width 64 most of it is
+- ``block evaluations``: transformer blocks whose attention is run, in tails alone, as a share of the fine tail's;
+- ``CPU time``: of the whole rollout as a share of the fine one's, in the same turn. On a model of three blocks of width 64 most of it is
   overhead; ``benchmarks/large_models.py`` has the times of large ones.
 
 Writes ``benchmarks/results/tail_acceleration.json`` and ``.md``.
@@ -21,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -134,7 +134,7 @@ def measure(prompts: Sequence[str], turns: int) -> list[dict[str, Any]]:
     scores = {name: rollout.rewards() for name, rollout in rollouts.items()}
     blocks = {name: rollout.block_evaluations() for name, rollout in rollouts.items()}
     ways: dict[str, Callable[[], object]] = dict(rollouts)
-    times = compare(ways, turns, FINE)
+    times = compare(ways, turns, FINE, time.process_time)
     rows = []
     for name, found in scores.items():
         by_rank = correlation(ranks(found), ranks(scores[FINE])).flatten()
@@ -147,7 +147,7 @@ def measure(prompts: Sequence[str], turns: int) -> list[dict[str, Any]]:
                 "advantage correlation": float(torch.corrcoef(torch.stack([ours, fine]))[0, 1]),
                 "mean reward": float(found.mean()),
                 "block evaluations": blocks[name] / blocks[FINE],
-                "time": times[name][f"ratio to {FINE}"],
+                "CPU time": times[name][f"ratio to {FINE}"],
             }
         )
     return rows
@@ -176,7 +176,7 @@ def main() -> None:
         "",
         f"Embedded digits model, {len(prompts)} prompts, {STEPS} steps, stochastic steps 0 … 4, groups of {GROUP}:",
         f"{len(prompts) * len(SDE_INDICES)} groups a row. Rank correlation with the fine tail: mean [10 %, 90 %] over groups.",
-        f"Time of the rollout: median [least, most] of {arguments.turns} turns. {about}",
+        f"CPU time of the rollout: median [least, most] of {arguments.turns} turns. {about}",
         "",
         *markdown_rows(rows),
     ]

@@ -17,7 +17,7 @@ from torch import nn
 from flowrl.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor
 
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from flowrl.shapes import Time
 
 __all__ = ["FeatureCache", "FirstBlockCache", "TaylorSeerCache", "cached_tail"]
+
+
+_PREDICTED = r"(\w*transformer_blocks|blocks|layers)\.\d+\.(attn\d?|attention|ff|ff_context|ffn|feed_forward|img_mlp|txt_mlp)"
+"""Names of what a Taylor expansion predicts, in diffusers' networks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +69,7 @@ class FeatureCache(ABC):
             raise ConfigError(f"this diffusers has no {type(self).__name__} ({error}); update it, or leave tail_cache out") from error
         except (IndexError, ValueError) as error:
             raise ConfigError(f"{type(self).__name__} cannot cache in a {type(module).__name__} ({error}); leave tail_cache out") from error
-        registries: list[Any] = [getattr(part, "_diffusers_hook", None) for part in module.modules()]
-        if not any(registry.get_hook(name) for registry in registries if registry for name in self.hooks):
+        if not any(_is_hooked(part, self.hooks) for part in module.modules()):
             raise ConfigError(f"{type(self).__name__} finds nothing to cache in a {type(module).__name__}; leave tail_cache out")
 
 
@@ -116,11 +119,12 @@ class FirstBlockCache(FeatureCache):
                 "FirstBlockCache decides on each process by its own rows, sharded weights need all to agree; use TaylorSeerCache"
             )
         apply_first_block_cache(module, FirstBlockCacheConfig(threshold=self.threshold))
+        _check_outputs_agree(module)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaylorSeerCache(FeatureCache):
-    """Attention is predicted from the steps before by a Taylor expansion in the step's number (TaylorSeer, arXiv:2503.06923).
+    """Attention and feed-forward are predicted from earlier steps by a Taylor expansion in the step's number (arXiv:2503.06923).
 
     Which steps are computed is fixed: the first ``warm_up`` of a tail, and then one of every ``interval``.
 
@@ -151,9 +155,26 @@ class TaylorSeerCache(FeatureCache):
         from diffusers.hooks import TaylorSeerCacheConfig, apply_taylorseer_cache
 
         config = TaylorSeerCacheConfig(
-            cache_interval=self.interval, disable_cache_before_step=self.warm_up, max_order=self.order, taylor_factors_dtype=torch.float32
+            cache_interval=self.interval,
+            disable_cache_before_step=self.warm_up,
+            max_order=self.order,
+            taylor_factors_dtype=torch.float32,
+            cache_identifiers=[_PREDICTED],
         )
         apply_taylorseer_cache(module, config)
+
+
+def _check_outputs_agree(module: nn.Module) -> None:
+    """Refuse networks of which only some blocks return the text: diffusers' hook subtracts what the first returned from what the last did.
+
+    Raises:
+        ValueError: If they differ.
+    """
+    from diffusers.hooks._helpers import TransformerBlockRegistry
+
+    kinds = {type(block) for block in module.modules() if _is_hooked(block, FirstBlockCache.hooks)}
+    if len({TransformerBlockRegistry.get(kind).return_encoder_hidden_states_index is None for kind in kinds}) > 1:
+        raise ValueError("some of its blocks return the text and some do not")
 
 
 @contextmanager
@@ -199,6 +220,11 @@ class _CachedField:
             self._stack.enter_context(self._cache.active(self._module))
             self._rows = len(x_t)
         return self._field(x_t, t, condition)
+
+
+def _is_hooked(part: nn.Module, names: Sequence[str]) -> bool:
+    registry: Any = getattr(part, "_diffusers_hook", None)
+    return registry is not None and any(registry.get_hook(name) for name in names)
 
 
 def _look_again(registry: Any) -> None:

@@ -132,6 +132,43 @@ def test_an_unknown_compiler_is_refused(source):
         replace(source, compile="blocks", compile_backend="inductr").load("cpu")
 
 
+# -------------------------------------------------------------------------------------------------------------- precision
+
+
+def test_a_network_in_bfloat16_is_sampled_in_float32(source):
+    """States follow the recorded velocities to 6 digits; bfloat16 sums would lose all but 2 or 3."""
+    model = replace(source, dtype="bfloat16", lora=LoRA(rank=2)).load("cpu")
+    assert model.module.transformer_blocks[0].ff.net[2].weight.dtype == torch.bfloat16
+    calls = []
+
+    def recorded(x_t, t, condition):
+        velocity = model.field()(x_t, t, condition)
+        calls.append((x_t.double(), torch.as_tensor(t).double(), velocity.double()))
+        return velocity
+
+    noise, sampler = standard_noise(model, 2), ODESampler(grid=GRID)
+    final = sampler.sample(recorded, noise, model.encode(PROMPTS)).final
+    assert {final.dtype, *(velocity.dtype for velocity in [model.field()(noise, 0.5, model.encode(PROMPTS))])} == {torch.float32}
+    times = GRID.times().double()
+    expected = noise.double() + sum((s - t) * velocity for (_, _, velocity), t, s in zip(calls, times[:-1], times[1:], strict=True))
+    torch.testing.assert_close(final.double(), expected, atol=2e-6, rtol=0)
+
+
+def test_transitions_of_a_network_in_bfloat16_are_scored_in_float32(source):
+    model = replace(source, dtype="bfloat16", lora=LoRA(rank=2)).load("cpu")
+    found = chain().sample(model.field(), standard_noise(model, 6), model.encode(PROMPTS), torch.Generator().manual_seed(1))
+    assert {found.children.dtype, found.log_prob.dtype, found.t.dtype, found.samples.dtype} == {torch.float32}
+    dynamics = FlowSDE(noise_level=0.7)
+    for column in range(found.log_prob.shape[1]):
+        rows = [int(parent) for parent in found.parent_index[:, column]]
+        parents, t, s = found.parents[rows], found.t[rows], found.s[rows]
+        velocity = model.field()(parents, t, model.encode(PROMPTS)[found.group])
+        again = dynamics.transition(velocity.double(), parents.double(), t.double(), s.double()).log_prob(
+            found.children[:, column].double()
+        )
+        torch.testing.assert_close(found.log_prob[:, column].double(), again.detach(), atol=1e-5, rtol=0)
+
+
 # -------------------------------------------------------------------------------------------------------- feature caching
 
 
@@ -276,6 +313,13 @@ def test_a_network_that_diffusers_cannot_cache_in_is_refused_at_once():
         pass
     with pytest.raises(ConfigError, match="TaylorSeerCache finds nothing to cache in a Sheet"), TaylorSeerCache().active(Sheet()):
         pass
+
+
+def test_sharded_weights_and_a_decision_by_each_process_are_kept_apart(source, monkeypatch):
+    monkeypatch.setattr("torch.distributed.tensor.DTensor", torch.nn.Parameter)
+    with pytest.raises(ConfigError, match="sharded weights need all to agree; use TaylorSeerCache"):
+        replace(source, tail_cache=FirstBlockCache()).load("cpu")
+    replace(source, tail_cache=TaylorSeerCache()).load("cpu")
 
 
 @pytest.mark.parametrize(
