@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -56,6 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 on success, 2 for what the user can mend (one message, no traceback), 130 after Ctrl-C.
     """
     args = _parse(sys.argv[1:] if arguments is None else list(arguments))
+    logging.getLogger("bitsandbytes").setLevel(
+        logging.ERROR
+    )  # on a CPU it misses a kernel of no use here, and says so whenever it is imported
     from flowrl.errors import FlowrlError
 
     try:
