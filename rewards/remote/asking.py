@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from flowrl.errors import RewardError, close_match
 from rewards.remote.servers import AskError, Backoff, Server, Servers
-from rewards.remote.wire import Answer, Question, WireFormat, pack_question, unpack_answer
+from rewards.remote.wire import PROTOCOL, Answer, Question, WireFormat, pack_question, unpack_answer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -46,6 +46,9 @@ class Wanted:
         Raises:
             AskError: If it is another.
         """
+        if found.get("protocol") != PROTOCOL:
+            versions = f"it speaks version {found.get('protocol')} of the protocol, this client {PROTOCOL}"
+            raise AskError("other reward", f"{versions}; install the same version of flowrl on both sides")
         theirs = found["weights"]
         for name in self.weights:
             if name not in theirs:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -164,10 +164,7 @@ class RemoteReward:
         sent = []
         for units in row_batches(numbers, self.batch, whole=self.needs_groups):
             rows = torch.cat(units)
-            question = Question(
-                samples=here[rows], prompts=[prompts[row] for row in rows.tolist()], groups=numbers[rows], timeout_s=self.timeout_s
-            )
-            sent.append((rows, self._start(question, since)))
+            sent.append((rows, self._start(partial(self._question, here, prompts, numbers, rows), since)))
         return lambda: self._collected(sent, len(prompts), samples.device)
 
     def self_test(self) -> SelfTestReport:
@@ -218,14 +215,18 @@ class RemoteReward:
                 problems.append((f"reward server {server.url}: {error}", str(error.fault)))
         return found, problems
 
-    def _start(self, question: Question, since: float) -> Future[Answer]:
+    def _question(self, samples: Tensor, prompts: Sequence[str], groups: Tensor, rows: Tensor) -> Question:
+        some = [prompts[row] for row in rows.tolist()]
+        return Question(samples=samples[rows], prompts=some, groups=groups[rows], timeout_s=self.timeout_s)
+
+    def _start(self, question: Callable[[], Question], since: float) -> Future[Answer]:
         """Ask on a thread of its own, which does not keep the process from ending."""
         answer, asker = Future[Answer](), self._asker
 
         def work() -> None:
             with asker.servers.slots:
                 try:
-                    answer.set_result(asker.ask(question, since))
+                    answer.set_result(asker.ask(question(), since))
                 except BaseException as error:  # raised again where the scores are waited for
                     answer.set_exception(error)
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CONTENT_TYPE",
     "IDENTITY_HEADER",
+    "PROTOCOL",
     "Answer",
     "Question",
     "WireFormat",
@@ -44,6 +45,8 @@ __all__ = [
 ]
 
 CONTENT_TYPE = "application/x-safetensors"
+PROTOCOL = 1
+"""Changes with what this module describes; client and server must have the same."""
 IDENTITY_HEADER = "x-flowrl-reward"
 """Goes with every answer: the same text for every server of the same reward."""
 WireFormat = Literal["float32", "float16", "uint8", "png"]

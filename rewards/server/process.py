@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Process"]
 
+_KEEP_ALIVE_S = 60  # longer than clients keep idle connections, so that they never find one closed
+
 logger = logging.getLogger("flowrl.rewards.server")
 
 
@@ -53,6 +55,7 @@ class Process:
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                timeout_keep_alive=_KEEP_ALIVE_S,
                 timeout_graceful_shutdown=math.ceil(server.drain_s),
             ),
             on_listening=lambda: self._thread.call(self._first_test).add_done_callback(self._tested),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
 import threading
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from flowrl.errors import ConfigError, RewardError, require
 from flowrl.rl import GroupReward, Reward
 from rewards.remote.limits import Limits
+from rewards.remote.wire import PROTOCOL
 from rewards.scales import BatchScale, RunningScale
 from rewards.self_test import inner_rewards, run_self_tests
 
@@ -51,6 +53,8 @@ class RewardServer:
         limits: Of one request.
         self_test: Score the reward's known answers before the first request. A reward that has some and gets them wrong is not served.
         drain_s: How long requests under way may take after SIGTERM.
+        identity: The same text for all servers whose scores may be mixed. None derives it from the reward's config, without ``device``,
+            ``dtype`` and ``batch``; give one where paths differ between machines.
 
     Raises:
         ConfigError: If a number is out of range, or the reward normalises over the batch.
@@ -66,8 +70,11 @@ class RewardServer:
     limits: Limits = field(default_factory=Limits)
     self_test: bool = True
     drain_s: float = 60.0
+    identity: str | None = None
 
     def __post_init__(self) -> None:
+        if self.identity is not None and not re.fullmatch(r"[\w.-]+", self.identity, re.ASCII):
+            raise ConfigError(f"identity must be letters, digits, dots, dashes and underscores, got {self.identity!r}")
         if not 0 <= self.port <= _LAST_PORT:
             raise ConfigError(f"port must be 0 to {_LAST_PORT}, got {self.port}")
         if self.batch < 1 or not self.window_ms >= 0 or not self.drain_s > 0:
@@ -136,7 +143,8 @@ class RewardServer:
 
         return {
             "reward": type(self.reward).__name__,
-            "identity": identity(self.reward),
+            "protocol": PROTOCOL,
+            "identity": self.identity or identity(self.reward),
             "weights": {name: float(weight) for name, weight in self.reward.weights.items()},
             "needs_groups": bool(getattr(self.reward, "needs_groups", False)),
         }

@@ -114,7 +114,7 @@ def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
 
 # ---------------------------------------------------------------------------------------------------- foreign servers
 
-HEALTHY = {"status": "ready", "weights": {"brightness": 1.0}, "needs_groups": False, "identity": "1", "reward": "Brightness"}
+HEALTHY = {"status": "ready", "protocol": 1, "weights": {"brightness": 1.0}, "needs_groups": False, "identity": "1", "reward": "Brightness"}
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from flowrl.testing import check_reward
 from flowrl.train.describe import describe
 from rewards import Brightness, CompositeReward, JpegCompressibility
 from rewards.remote.servers import Backoff, Servers
-from rewards.self_test import KnownAnswer
+from rewards.self_test import run_self_test
 from rewards.server import Limits
 
 TOKEN = "0123456789abcdef-secret"
@@ -350,6 +350,18 @@ def test_the_check_refuses_servers_that_differ():
         client(first, second, weights={"jpeg": 1.0}).check()
 
 
+def test_the_check_refuses_another_version_of_the_protocol():
+    message = "it speaks version 2 of the protocol, this client 1; install the same version"
+    with impostor(lambda handler: None, health=HEALTHY | {"protocol": 2}) as url, pytest.raises(RewardError, match=message):
+        client(url).check()
+
+
+def test_servers_that_say_that_they_are_the_same_are_believed():
+    one, two = (server(JpegCompressibility(quality=quality), identity="jpeg") for quality in (50, 51))
+    with one.background() as first, two.background() as second:
+        client(first, second, weights={"jpeg": 1.0}).check()
+
+
 def test_the_check_tells_of_weights_that_differ(caplog):
     with server(CompositeReward(rewards=(Brightness(), JpegCompressibility()))).background() as url:
         client(url, weights={"brightness": 0.5}).check()
@@ -379,14 +391,9 @@ def test_what_is_no_reward_server_is_told_as_such():
 
 
 def test_a_self_test_on_the_server_is_the_rewards_own():
-    class Known(Brightness):
-        def known_answers(self):
-            light = torch.linspace(1, 0, 3).view(3, 1, 1, 1).expand(3, 3, 8, 8)
-            return [KnownAnswer.of_pictures("light to dark", light, "a square")]
-
-    with server(Known()).background() as url:
+    with server().background() as url:
         report = client(url).self_test()
-    assert (report.cases[0].scores, report.problems) == ((1.0, 0.5, 0.0), ())
+    assert (report.cases, report.problems) == (run_self_test(Brightness()).cases, ())
     (problem,) = client(DEAD).self_test().problems
     assert problem.startswith(f"{DEAD}: ConnectError")
 
