@@ -20,7 +20,7 @@ def test_help_names_every_command(capsys):
         main(["--help"])
     assert stop.value.code == 0
     printed = capsys.readouterr().out
-    assert all(re.search(rf"^    {name} ", printed, re.MULTILINE) for name in COMMANDS)
+    assert all(re.search(rf"^    {name}\s", printed, re.MULTILINE) for name in COMMANDS)
 
 
 @pytest.mark.parametrize("name", list(COMMANDS))
