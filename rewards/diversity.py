@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from flowrl.rl import RewardBatch
-from rewards.clip_models import ClipSource, load_clip
+from rewards.clip_models import ClipModel, ClipSource, load_clip
 from rewards.known_pictures import photographs
 from rewards.learned import Dtype
 from rewards.pairs import check_groups, group_pairs
@@ -73,10 +73,18 @@ class ClipFeatures:
 
     def features(self, samples: Tensor) -> Tensor:
         """See `PictureFeatures`."""
-        source = ClipSource(checkpoint=self.checkpoint, published=CLIP_VIT_L14, sha256=self.sha256, tokenizer=self.tokenizer)
-        clip = load_clip(source, samples.device, getattr(torch, self.dtype))
+        clip = self.load(samples.device)
         with torch.autocast(samples.device.type, enabled=False):
             return clip.image_features(clip.pixels(samples.detach()))
+
+    def load(self, device: torch.device | str) -> ClipModel:
+        """The network, read once per process.
+
+        Raises:
+            RewardError: If weights are missing or do not fit.
+        """
+        source = ClipSource(checkpoint=self.checkpoint, published=CLIP_VIT_L14, sha256=self.sha256, tokenizer=self.tokenizer)
+        return load_clip(source, torch.device(device), getattr(torch, self.dtype))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +105,18 @@ class Diversity:
     def weights(self) -> Mapping[str, float]:
         """One part, ``diversity``."""
         return {"diversity": 1.0}
+
+    def load(self, device: torch.device | str = "cpu") -> None:
+        """Read the features' weights now, if they have any.
+
+        Args:
+            device: Where the samples will be.
+
+        Raises:
+            RewardError: If weights are missing or do not fit.
+        """
+        if (load := getattr(self.features, "load", None)) is not None:
+            load(device)
 
     def __call__(self, samples: Tensor, prompts: Sequence[str], groups: Tensor | None = None) -> RewardBatch:
         """Score samples; see `flowrl.rl.GroupReward`. A picture with a non-finite pixel scores NaN, and is no one's neighbour.

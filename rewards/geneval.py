@@ -43,7 +43,7 @@ class GenEval:
     Attributes:
         detector: OWLv2, OWL-ViT or Grounding DINO with its processor: a folder or a hub id.
         detector_sha256: Of its file of weights; None accepts any.
-        clip: Names the colours; a folder or a hub id, as for `rewards.CLIPScore`. Read only if a prompt asks for a colour.
+        clip: Names the colours; a folder or a hub id, as for `rewards.CLIPScore`.
         clip_sha256: Of its file of weights; None accepts any.
         clip_tokenizer: Folder or hub id of its tokenizer; None looks beside the weights.
         threshold: Detections must score above it, in [0, 1).

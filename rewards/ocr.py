@@ -84,6 +84,19 @@ class OCRAccuracy:
         scores = [text_accuracy(*texts) for texts in zip(read, wanted, strict=True)]
         return RewardBatch({"ocr": torch.where(finite, torch.tensor(scores, device=samples.device), torch.nan)})
 
+    def load(self, device: torch.device | str = "cpu") -> None:
+        """Start the engine now, so that what is missing shows before a long run.
+
+        Args:
+            device: Where the samples will be; the engine runs where the field ``device`` says.
+
+        Raises:
+            MissingExtraError: If RapidOCR is not installed.
+            RewardError: If the engine does not start.
+        """
+        del device
+        _engine(self)
+
     def check_prompts(self, prompts: Sequence[str]) -> None:
         """Refuse prompts that do not say which text is wanted.
 

@@ -78,8 +78,8 @@ def _without_weights() -> list[tuple[str, Any]]:
 
 def _prompts(name: str, reward: Any, component: Any) -> list[str]:
     """Whether a reward accepts the prompts that it will be given, as far as it can say without pictures."""
+    from flowrl.rl import check_prompts
     from flowrl.train.prompts import load_prompts
-    from rewards.self_test import inner_rewards
 
     owner = getattr(component, "evaluation", None) if name.startswith("evaluation.") else component
     file = getattr(owner, "prompts", None)
@@ -89,15 +89,11 @@ def _prompts(name: str, reward: Any, component: Any) -> list[str]:
         prompts = load_prompts(file)
     except ValueError:  # the doctor's own rows say so
         return []
-    problems, waiting = [], [reward]
-    while waiting:
-        one = waiting.pop()
-        waiting += inner_rewards(one)
-        try:
-            getattr(one, "check_prompts", lambda _: None)(prompts)
-        except ValueError as error:
-            problems.append(f"config.{name}: {error}")
-    return problems
+    try:
+        check_prompts(reward, prompts)
+    except ValueError as error:
+        return [f"config.{name}: {error}"]
+    return []
 
 
 def _tested_once(found: Sequence[tuple[str, Any]], index: int) -> list[str]:

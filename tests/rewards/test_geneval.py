@@ -201,3 +201,9 @@ def test_a_detector_whose_weights_do_not_fit_is_refused(owl, tmp_path):
 def test_settings_are_checked(settings, message):
     with pytest.raises(ValueError, match=message):
         GenEval(**settings)
+
+
+def test_prompts_without_genevals_facts_are_found_before_a_rollout():
+    GenEval().check_prompts([CAT, RED_APPLE])
+    with pytest.raises(ValueError, match="GenEval needs the fact 'include' of each prompt"):
+        GenEval().check_prompts([CAT, "a cat"])

@@ -84,7 +84,9 @@ def test_diversity_of_clips_features_is_one_minus_the_cosine(tmp_path):
     clip = load_clip(ClipSource(checkpoint=folder, published=CLIP_VIT_L14), torch.device("cpu"), torch.float32)
     samples = torch.rand(2, 3, 20, 20, generator=torch.Generator().manual_seed(0))
     one, other = clip.image_features(clip.pixels(samples))
-    parts = scored(Diversity(features=ClipFeatures(checkpoint=folder)), samples, torch.zeros(2, dtype=torch.long))
+    reward = Diversity(features=ClipFeatures(checkpoint=folder))
+    reward.load()
+    parts = scored(reward, samples, torch.zeros(2, dtype=torch.long))
     torch.testing.assert_close(parts["diversity"], (1 - one @ other).repeat(2))
 
 
@@ -124,3 +126,11 @@ def test_a_nested_reward_that_is_out_of_reach_is_said_before_anything_is_loaded(
 
     with pytest.raises(RewardError, match="the server is gone"):
         CompositeReward(rewards=(WithinGroupRank(reward=Gone()),)).check()
+
+
+def test_missing_weights_of_features_are_told_by_loading(tmp_path):
+    from rewards import ClipFeatures
+
+    Diversity().load()
+    with pytest.raises(RewardError, match="CLIP ViT-L/14 is openai/clip-vit-large-patch14"):
+        Diversity(features=ClipFeatures(checkpoint=str(tmp_path / "none"))).load()

@@ -100,6 +100,8 @@ def test_without_the_engine_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "rapidocr", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'flowrl-torch\[ocr\]'"):
         OCRAccuracy(threads=3)(torch.ones(1, 3, 32, 32), ['"x"'])
+    with pytest.raises(MissingExtraError, match="rapidocr"):
+        OCRAccuracy(threads=3).load()
 
 
 @pytest.mark.parametrize(
@@ -109,3 +111,9 @@ def test_without_the_engine_the_extra_is_named(monkeypatch):
 def test_settings_are_checked(settings, message):
     with pytest.raises(ValueError, match=message):
         OCRAccuracy(**settings)
+
+
+def test_prompts_without_a_text_are_found_before_a_rollout():
+    OCRAccuracy().check_prompts(['a sign "A"', Prompt("a sign", facts={"text": "B"})])
+    with pytest.raises(ValueError, match="'a sign' has neither"):
+        OCRAccuracy().check_prompts(['a sign "A"', "a sign"])
