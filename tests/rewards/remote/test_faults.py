@@ -162,6 +162,24 @@ def test_scores_of_one_part_come_while_the_next_is_drawn_and_change_nothing(serv
     toys.assert_same_run(tmp_path / "remote", local_run(tmp_path / "local"), 6)
 
 
+@pytest.mark.slow
+def test_two_trainer_processes_stop_together_when_the_server_dies_under_one(servers, tmp_path):
+    server = servers().start()
+    server.wait_until_ready()
+
+    def work():
+        rank = int(os.environ["RANK"])
+        reward = eventful(server.url, retries=1, before={2: lambda: rank == 0 and os.kill(server.pid, signal.SIGKILL)})
+        toys.trainer(tmp_path / "run", reward=reward).run()
+
+    (tmp_path / "prompts.txt").write_text("\n".join(toys.PROMPTS), encoding="utf-8")
+    children = toys.fork_pair(work, tmp_path)
+    assert [child.wait(60) for child in children] == [1, 1]
+    for child in children:
+        assert "RewardError: no reward server gave scores" in child.output.read_text()
+    assert (tmp_path / "run" / "checkpoints" / "update_000002").is_dir()
+
+
 # ---------------------------------------------------------------------------------------------------- single processes
 
 
