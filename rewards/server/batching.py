@@ -60,12 +60,14 @@ class RewardThread:
             reward: What scores.
             device: Where samples are put before they are scored.
             batch: Rows scored at once; a group that is larger stays whole.
-            window_s: How long a question waits for others that are arriving (:attr:`arriving`) while the thread is idle.
+            window_s: How long a question waits for others while the thread is idle: those that are arriving (:attr:`arriving`), and those
+                whose askers had theirs scored together with others just now and will ask again.
             load: Is told what was done.
         """
         self.reward, self.device, self.batch, self.window_s, self.load = reward, device, batch, window_s, load
         self.busy_since: float | None = None
         self.arriving = 0  # questions that are being read; whoever reads them keeps the count
+        self._together = 0  # questions in the latest batch
         self._jobs: deque[Job | _Call] = deque()
         self._changed = threading.Condition()
         self._stopped = False
@@ -133,7 +135,7 @@ class RewardThread:
             return first if isinstance(first, _Call) else self._company(first)
 
     def _company(self, first: Job) -> list[Job]:
-        """The first job with all others of its shape that fit; waits a moment for those that are arriving."""
+        """The first job with all others of its shape that fit; waits a moment for those that are likely to come."""
         jobs, until = [first], time.monotonic() + self.window_s
         while (room := self.batch - sum(len(job.question) for job in jobs)) > 0:
             fitting = next(
@@ -142,9 +144,13 @@ class RewardThread:
             if fitting is not None:
                 self._jobs.remove(fitting)
                 jobs.append(fitting)
-            elif self._stopped or not self.arriving or not self._changed.wait(until - time.monotonic()):
+            elif not self._expects_company() or not self._changed.wait(until - time.monotonic()):
                 break
+        self._together = len(jobs)
         return jobs
+
+    def _expects_company(self) -> bool:
+        return not self._stopped and (self.arriving > 0 or self._together > 1)
 
     def _score(self, jobs: Sequence[Job]) -> None:
         wanted = [job for job in jobs if self._is_wanted(job)]

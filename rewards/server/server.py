@@ -49,7 +49,7 @@ class RewardServer:
             machine too.
         device: Where samples are scored; ``auto`` is the first CUDA device if there is one, else the CPU.
         batch: Samples that are scored at once.
-        window_ms: How long a request waits for others that are just arriving, to be scored with them, while nothing is being scored.
+        window_ms: How long a request waits for others to be scored with, while nothing is being scored and there are several clients.
         limits: Of one request.
         self_test: Score the reward's known answers before the first request. A reward that has some and gets them wrong is not served.
         drain_s: How long requests under way may take after SIGTERM.
@@ -66,7 +66,7 @@ class RewardServer:
     token_env: str = "FLOWRL_REWARD_TOKEN"
     device: str = "auto"
     batch: int = 32
-    window_ms: float = 2.0
+    window_ms: float = 4.0
     limits: Limits = field(default_factory=Limits)
     self_test: bool = True
     drain_s: float = 60.0

@@ -189,7 +189,7 @@ def test_what_nobody_waits_for_is_not_scored(thread):
     assert Scripted.calls == [["wait"], ["a"]]
 
 
-def test_a_request_waits_a_moment_for_one_that_is_arriving():
+def test_a_request_waits_a_moment_for_others_that_are_likely_to_come():
     thread = RewardThread(Scripted(), device="cpu", batch=2, window_s=5.0, load=Load())
     thread.start()
     start = time.monotonic()
@@ -201,7 +201,13 @@ def test_a_request_waits_a_moment_for_one_that_is_arriving():
     start = time.monotonic()
     assert all(len(answer.result(10).parts["bright"]) == 1 for answer in (one, thread.submit(job("b"))))
     assert time.monotonic() - start < 2.0, "a full batch does not wait for the window to end"
-    assert Scripted.calls == [["alone"], ["a", "b"]]
+    thread.arriving = 0
+    answers = []
+    for name in "cd":  # the askers of the latest batch are expected to ask again
+        answers.append(thread.submit(job(name)))
+        time.sleep(0.1)
+    assert all(len(answer.result(10).parts["bright"]) == 1 for answer in answers)
+    assert Scripted.calls == [["alone"], ["a", "b"], ["c", "d"]]
     assert thread.stop(10)
 
 
