@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from flowrl.rl import RewardBatch
+from rewards.known_answers import KnownAnswer
 from rewards.pictures import check_samples
-from rewards.self_test import KnownAnswer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

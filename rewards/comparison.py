@@ -11,11 +11,11 @@ from torch import Tensor
 
 from flowrl.rl import RewardBatch
 from rewards.chat import ChatEndpoint, Question
+from rewards.known_answers import KnownAnswer
 from rewards.known_pictures import PHOTOGRAPHS, photographs
 from rewards.pairs import check_groups, group_pairs, win_rates
 from rewards.pictures import check_samples, levels
 from rewards.remote.png import encode_png
-from rewards.self_test import KnownAnswer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

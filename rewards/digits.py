@@ -14,8 +14,8 @@ from flowrl.config import asset_path
 from flowrl.errors import CheckpointError, ConfigError
 from flowrl.models.weights import read_safetensors
 from flowrl.train.data import DIGIT_WORDS, digit_scans
+from rewards.known_answers import KnownAnswer
 from rewards.pictures import check_samples
-from rewards.self_test import KnownAnswer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

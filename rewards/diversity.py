@@ -11,12 +11,12 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from flowrl.rl import RewardBatch
 from rewards.clip_models import ClipModel, ClipSource, load_clip
+from rewards.known_answers import KnownAnswer
 from rewards.known_pictures import photographs
 from rewards.learned import Dtype
 from rewards.pairs import check_groups, group_pairs
 from rewards.pictures import check_samples
 from rewards.published import CLIP_VIT_L14
-from rewards.self_test import KnownAnswer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

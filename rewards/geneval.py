@@ -13,12 +13,12 @@ from torch.nn.functional import normalize
 from flowrl.rl import Prompt, RewardBatch, facts_of
 from rewards.clip_models import ClipModel, ClipSource, load_clip
 from rewards.detectors import OWLV2, DetectorSource, ZeroShotDetector, load_detector
+from rewards.known_answers import KnownAnswer
 from rewards.known_pictures import photographs
 from rewards.learned import Dtype
 from rewards.object_checks import COLOURS, Detection, Verdict, judge, kept, requirements
 from rewards.pictures import check_samples
 from rewards.published import CLIP_VIT_L14
-from rewards.self_test import KnownAnswer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -15,7 +15,7 @@ from rewards.digits import grey_scans, known_digits, load_classifier, named_digi
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from rewards.self_test import KnownAnswer
+    from rewards.known_answers import KnownAnswer
 
 __all__ = ["CNN_SHAPES", "KERNEL_SHAPES", "HeldoutLegibility", "Legibility", "cnn_logits", "kernel_logits"]
 

@@ -11,9 +11,9 @@ import torch
 
 from flowrl.errors import RewardError, require
 from flowrl.rl import RewardBatch, facts_of
+from rewards.known_answers import KnownAnswer
 from rewards.known_pictures import drawn_word
 from rewards.pictures import check_samples, levels
-from rewards.self_test import KnownAnswer
 from rewards.weights import loaded_once
 
 if TYPE_CHECKING:
