@@ -40,7 +40,8 @@ class ResourceOptions:
         decode_batch: Latents decoded at once; 1 is what diffusers calls slicing.
         decode_tile: Side in pixels of the overlapping tiles in which a larger picture is decoded; None decodes it whole. Tiles
             change the picture slightly where they are blended.
-        attention: A back end of diffusers' attention, such as ``flash``, ``_flash_3`` or ``xformers``; None is PyTorch's own.
+        attention: A back end of diffusers' attention, such as ``flash``, ``_flash_3`` or ``xformers``; None is PyTorch's own. It is tried
+            before it is used. Names that end in ``_hub`` download a kernel.
         compile: ``torch.compile`` of the network's repeated ``blocks`` one by one, or of the whole ``network``; None runs it as it is.
         compile_backend: Of ``torch.compile``.
         tail_cache: Feature caching in the steps after the last stochastic one, which serve the reward alone; see

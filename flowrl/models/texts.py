@@ -65,7 +65,10 @@ class PromptEncoder:
         Raises:
             ConfigError: If a text is not known and its encoders have been dropped.
         """
-        return self._cache(prompts)
+        if self._source.text_encoders == "keep" or self._dropped or len(self._cache.missing(prompts)) < 2:  # noqa: PLR2004
+            return self._cache(prompts)
+        with all_at_work(self._parts()):  # once for all of them, not once a batch
+            return self._cache(prompts)
 
     def prepare(self, prompts: Sequence[str]) -> None:
         """Encode all texts of a run and let the encoders go, as the configuration says; may be called again with more texts."""

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from flowrl.errors import CheckpointError, ConfigError
-from flowrl.models import LoRA, PromptCache, StableDiffusion3, texts
+from flowrl.models import LoRA, PromptCache, StableDiffusion3, placement, texts
 from flowrl.models.embedding_store import EmbeddingStore, folder_fingerprint
 from flowrl.models.placement import Parked
 from flowrl.rl import Prompt
@@ -101,6 +101,18 @@ def test_offloaded_encoders_are_read_at_their_first_use_and_work_on_the_device(s
     model.encode(["a photo"])
     assert seen == [META]
     assert model.pipeline.text_encoder.device == torch.device("cpu")
+
+
+def test_encoders_go_to_the_device_once_for_all_texts_of_a_call(source, monkeypatch):
+    model, moves = replace(source, text_encoders="offload").load("cpu"), []
+    model.encode(["red"])
+    put = placement._put
+    monkeypatch.setattr(placement, "_put", lambda places, device: moves.append(device) or put(places, device))
+    model.encode(["green", "circle", "square"])
+    assert moves == [torch.device("cpu")] * 2 + [None] * 2  # two encoders, there and back
+    moves.clear()
+    model.encode(["green", "red"])
+    assert not moves
 
 
 def test_dropped_encoders_are_gone_and_an_unseen_text_is_refused_with_what_to_do(source, reads):

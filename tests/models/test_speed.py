@@ -7,10 +7,12 @@ import pytest
 import torch
 from harness import standard_noise, two_updates
 
+from flowrl.config import instantiate
 from flowrl.errors import ConfigError
 from flowrl.flow import FlowSDE, IntervalGuidance, has_tail, tail_of
 from flowrl.models import FirstBlockCache, LoRA, StableDiffusion3, TaylorSeerCache, TinySD3
 from flowrl.models.speed import use_attention
+from flowrl.train.describe import describe
 from samplers import ODESampler, SDESampler, ShiftedGrid, SingularStochasticSampler
 
 PROMPTS = ["red", "green"]
@@ -315,11 +317,21 @@ def test_a_network_that_diffusers_cannot_cache_in_is_refused_at_once():
         pass
 
 
+def test_a_cache_is_a_component_of_the_model_in_a_config():
+    model = {"target": "flowrl.models.StableDiffusion3", "path": "somewhere", "text_encoders": "drop", "decode_tile": 512}
+    cache = {"target": "flowrl.models.TaylorSeerCache", "interval": 3}
+    built = instantiate(model | {"tail_cache": cache})
+    assert built == StableDiffusion3(path="somewhere", text_encoders="drop", decode_tile=512, tail_cache=TaylorSeerCache(interval=3))
+    assert instantiate(describe(built)) == built
+
+
 def test_sharded_weights_and_a_decision_by_each_process_are_kept_apart(source, monkeypatch):
+    network = source.load("cpu").module
     monkeypatch.setattr("torch.distributed.tensor.DTensor", torch.nn.Parameter)
-    with pytest.raises(ConfigError, match="sharded weights need all to agree; use TaylorSeerCache"):
-        replace(source, tail_cache=FirstBlockCache()).load("cpu")
-    replace(source, tail_cache=TaylorSeerCache()).load("cpu")
+    with pytest.raises(ConfigError, match="sharded weights need all to agree; use TaylorSeerCache"), FirstBlockCache().active(network):
+        pass
+    with TaylorSeerCache().active(network):
+        pass
 
 
 @pytest.mark.parametrize(
