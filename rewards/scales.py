@@ -66,7 +66,8 @@ class RunningScale:
     """``(score − mean) / std`` by the mean and standard deviation of all updates before this one, over all processes.
 
     An update of age a counts ``decay^a``. Within an update the scale is fixed, so a score depends on its own row only. The trainer tells
-    the scores (`CompositeReward.observe`) and keeps the moments in its checkpoints; evaluation does not move them.
+    the scores (`CompositeReward.observe`) and keeps the moments in its checkpoints; evaluation does not move them. It is for the reward
+    that the trainer holds, not for a composite inside another reward, which is told nothing.
 
     Attributes:
         decay: In (0, 1]; 1 forgets nothing.
