@@ -7,7 +7,7 @@ import hmac
 import json
 import time
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -24,7 +24,7 @@ from rewards.server.batching import ExpiredError, Job, RewardThread
 from rewards.server.names import is_loopback
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Iterator
 
 __all__ = ["RefusedError", "Service", "create_app"]
 
@@ -102,24 +102,30 @@ class Service:
         return answer
 
     async def _answer(self, request: Request) -> Response:
-        self.under_way += 1
         try:
-            return await self._scores(request)
+            with self._place(request):
+                return await self._scores(request)
         except RefusedError as refusal:
             if refusal.status != HTTPStatus.REQUEST_TIMEOUT:
                 await _throw_away(request, self.limits)
             return _refusal(refusal)
+
+    @contextmanager
+    def _place(self, request: Request) -> Iterator[None]:
+        """One of the requests that may be under way; who may not ask takes none."""
+        self._authorize(request)
+        self._require_ready()
+        if self.under_way >= self.limits.requests:
+            full = f"{self.limits.requests} requests are under way (limits.requests); come again"
+            raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, full)
+        self.under_way += 1
+        try:
+            yield
         finally:
             self.under_way -= 1
 
     async def _scores(self, request: Request) -> Response:
         deadline = time.monotonic() + self.limits.timeout_s
-        self._authorize(request)
-        self._require_ready()
-        if self.under_way > self.limits.requests:
-            raise RefusedError(
-                HTTPStatus.SERVICE_UNAVAILABLE, f"{self.limits.requests} requests are under way (limits.requests); come again"
-            )
         question = await self._question(request)
         if question.timeout_s is not None:
             deadline = min(deadline, time.monotonic() + question.timeout_s)

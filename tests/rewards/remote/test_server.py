@@ -240,6 +240,17 @@ def test_with_the_token_everything_is(guarded):
     assert httpx.get(f"{guarded}/health", headers=headers).json()["weights"] == {"brightness": 1.0}
 
 
+def test_requests_without_the_token_take_nobodys_place(monkeypatch):
+    monkeypatch.setenv("FLOWRL_REWARD_TOKEN", TOKEN)
+    with server(limits=Limits(requests=1)).background() as url:
+        host, port = url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=10) as raw:
+            raw.sendall(f"POST /score HTTP/1.1\r\nhost: {host}\r\ncontent-type: {CONTENT_TYPE}\r\ncontent-length: 1000\r\n\r\n".encode())
+            time.sleep(0.1)
+            assert post(url, asked("a"), BODY | {"authorization": f"Bearer {TOKEN}"}).status_code == 200
+            assert b" 401 " in raw.recv(4096)
+
+
 def test_an_address_that_others_reach_needs_a_token_of_some_length(monkeypatch):
     with pytest.raises(
         ConfigError, match=r"host '0\.0\.0\.0' can be reached from other machines, which needs a token: export FLOWRL_REWARD_TOKEN="
