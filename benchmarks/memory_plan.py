@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -47,13 +48,17 @@ def main() -> None:
     """Run all cases, or one of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", help="run this one here and print its numbers as JSON")
+    parser.add_argument("--presets", action="store_true", help="write what the presets of configs/image need instead; nothing is run")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     args = parser.parse_args()
     if args.case:
         print(json.dumps(measure(CASES[args.case])))
         return
-    found = {name: _in_process(name) for name in CASES}
     args.out.mkdir(parents=True, exist_ok=True)
+    if args.presets:
+        (args.out / "preset_memory.md").write_text(preset_report(), encoding="utf-8")
+        return
+    found = {name: _in_process(name) for name in CASES}
     (args.out / "memory_plan.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     (args.out / "memory_plan.md").write_text(report(found), encoding="utf-8")
 
@@ -114,9 +119,9 @@ class _Watch:
         import flowrl.train.run as module
 
         self.peaks: dict[str, int] = {}
-        run._rollout = self._watched("rollout", run._rollout)
-        run._learn = self._watched("update", run._learn)
-        module.submit = self._watched("scoring", module.submit)  # type: ignore[attr-defined]
+        for name, phase in (("_rollout", "rollout"), ("_learn", "update")):
+            setattr(run, name, self._watched(phase, getattr(run, name)))
+        setattr(module, "submit", self._watched("scoring", getattr(module, "submit")))  # noqa: B009, B010 - it is not exported
 
     def _watched(self, phase: str, function: Any) -> Any:
         def watched(*args: Any, **kwargs: Any) -> Any:
@@ -145,7 +150,7 @@ def _trainer(case: dict[str, Any], folder: Path) -> Any:
 
     _pipeline(case).save_pretrained(folder / "model")
     (folder / "prompts.txt").write_text("a red square\na green circle\n", encoding="utf-8")
-    fields = {"lora": LoRA(rank=case["lora"], alpha=16.0)} if "lora" in case else {}
+    fields: dict[str, Any] = {"lora": LoRA(rank=case["lora"], alpha=16.0)} if "lora" in case else {}
     fields |= {} if case["kind"] == "sd" else {"max_sequence_length": 8}
     source = AutoModel(
         path=str(folder / "model"),
@@ -191,8 +196,15 @@ def _pipeline(case: dict[str, Any]) -> Any:
     width, layers = case["width"], case["layers"]
     if case["kind"] == "sd3":
         grid = case["side"] // 4
-        sizes = {"heads": width // 64, "head_dim": 64, "layers": layers, "image_size": case["side"], "vae_channels": (32, 64), "max_grid": grid}
-        return TinySD3(vocabulary=WORDS, shift=3.0, **sizes).build()  # type: ignore[arg-type]
+        sizes = {
+            "heads": width // 64,
+            "head_dim": 64,
+            "layers": layers,
+            "image_size": case["side"],
+            "vae_channels": (32, 64),
+            "max_grid": grid,
+        }
+        return TinySD3(vocabulary=WORDS, shift=3.0, **sizes).build()
     pipeline = TINY[case["kind"]]()
     if case["kind"] == "flux1":
         larger = {"num_attention_heads": width // 64, "attention_head_dim": 64, "axes_dims_rope": (16, 24, 24)}
@@ -212,8 +224,8 @@ def report(found: dict[str, dict[str, Any]]) -> str:
     lines = [
         "# Memory: what `flowrl doctor` predicts against what runs take",
         "",
-        "Largest resident size of each phase of the second update, less that of the process before the model was loaded, in MiB; in brackets",
-        "the prediction over the measurement. CPU, one thread, random weights.",
+        "Largest resident size of each phase of the second update, less that of the process before the model was loaded, in MiB;",
+        "in brackets the prediction over the measurement. CPU, one thread, random weights.",
         "Command: `OMP_NUM_THREADS=1 python benchmarks/memory_plan.py`.",
         "",
         "| case | rollout: predicted | measured | decoding and scoring: predicted | measured | update: predicted | measured |",
@@ -225,6 +237,34 @@ def report(found: dict[str, dict[str, Any]]) -> str:
             predicted, measured = case["predicted"][phase], case["measured"][phase]
             cells += [f"{predicted / MEBI:.0f}", f"{measured / MEBI:.0f} ({predicted / measured:.2f})"]
         lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def preset_report() -> str:
+    """What every preset of a real model is planned to need on a GPU, under the strategy of its command."""
+    from flowrl.cli.plan_rewards import reward_networks
+    from flowrl.config import bundled_configs, config_path, instantiate, load_config
+    from flowrl.train.plan import Single, Subject, memory_plan, read_strategy, update_work
+
+    lines = [
+        "# What the presets need, by `flowrl doctor`'s estimate",
+        "",
+        "The strategy is that of each preset's own command. Nothing here was measured on a GPU; memory_plan.md compares the estimate",
+        "with runs on a CPU. Command: `python benchmarks/memory_plan.py --presets`.",
+        "",
+        "| preset | strategy | at most, GiB | decided by | trained, M | PFLOP an update |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in bundled_configs():
+        trainer = instantiate(load_config(name)) if name.startswith("image/") and "digits" not in name else None
+        if trainer is None:
+            continue
+        file = re.search(r"--config_file (\S+)", config_path(name).read_text(encoding="utf-8"))
+        strategy = read_strategy(file[1]) if file else Single()
+        subject = Subject.of(trainer, reward_networks(trainer))
+        plan, work = memory_plan(subject, strategy), update_work(subject)
+        cells = [f"{plan.peak / 2**30:.1f}", plan.largest_phase.name, f"{subject.sizes.trained / 1e6:.1f}", f"{work.total / 1e15:.1f}"]
+        lines.append(f"| {name.removeprefix('image/')} | {strategy.title} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -3,7 +3,7 @@
 Examples:
   flowrl doctor
   flowrl doctor image/digits_g2rpo sampler.group_size=24
-  flowrl doctor image/flux1_g2rpo_lora_24gb --memory 24GB
+  flowrl doctor image/sd3_5_medium_g2rpo_lora_24gb --memory 24GB
   flowrl doctor image/flux1_g2rpo_hpsv2 --accelerate configs/accelerate/fsdp2_2x8gpu.yaml --memory 141GB
   flowrl doctor --rewards image/flux1_g2rpo_hpsv2
   flowrl doctor --robots

@@ -64,4 +64,5 @@ def _network(reward: Any, *, trained_on: bool) -> RewardNetwork | None:
 
 def _clip(reward: Any) -> str:
     """By the checkpoint's name; the sizes of other CLIPs lie between these two."""
-    return "clip_vit_h_14" if "h-14" in reward.checkpoint.lower() or "h14" in reward.checkpoint.lower() else "clip_vit_l_14"
+    name = reward.checkpoint.lower()
+    return "clip_vit_h_14" if any(size in name for size in ("vit-h", "vit_h", "h-14", "h14")) else "clip_vit_l_14"

@@ -81,9 +81,60 @@ def test_what_would_stop_a_run_is_found_before_it(capsys, override, message):
     assert message in text
 
 
-def test_a_model_of_a_hub_has_unknown_size_but_is_no_problem(capsys):
-    status, text = printed(capsys, CONFIG, "model.path=stabilityai/stable-diffusion-3.5-medium")
-    assert (status, "is not on this machine, so its size is unknown here" in text) == (0, True)
+def test_a_model_of_a_hub_that_nothing_is_known_of_has_unknown_size_but_is_no_problem(capsys):
+    status, text = printed(capsys, CONFIG, "model.path=nobody/nothing")
+    assert (status, "nobody/nothing is not on this machine, and its architecture is not among the bundled ones" in text) == (0, True)
+
+
+def test_the_plan_shows_memory_by_part_and_strategy_work_and_disk(capsys):
+    status, text = printed(capsys, CONFIG)
+    assert status == 0
+    for line in (
+        "SD3Transformer2DModel, 437,252 parameters",
+        "a LoRA of rank 16",
+        "TFLOP an update: rollout 9",
+        "part                      one GPU   DDP on 8   ZeRO-2 on 8   FSDP 2 on 8",
+        "text encoders",
+        "+ start, encoding prompts",
+        "at most (with *)",
+        "each checkpoint        552 KiB: weights 184 KiB, optimiser 368 KiB",
+        "disk of the run        1.62 MiB: 2 checkpoints are kept",
+    ):
+        assert line in text, line
+
+
+def test_a_run_that_does_not_fit_comes_with_what_to_change(capsys, tmp_path):
+    file = tmp_path / "ddp.yaml"
+    file.write_text("distributed_type: MULTI_GPU\nnum_processes: 2\nnum_machines: 1\n")
+    status, text = printed(capsys, CONFIG, "--accelerate", str(file), "--memory", "1090MiB")
+    assert status == 2
+    assert "does not fit           DDP on 2" in text
+    assert "problem: memory: DDP on 2 needs 1.08 GiB; with these it fits into 1.06 GiB: sampler.max_batch=128" in text
+    status, text = printed(capsys, CONFIG, "sampler.max_batch=128", "--accelerate", str(file), "--memory", "1090MiB")
+    assert (status, "fits                   DDP on 2" in text) == (0, True)
+
+
+def test_one_strategy_that_fits_is_enough_where_several_are_shown(capsys):
+    status, text = printed(capsys, CONFIG, "--memory", "1.05GiB")
+    assert (status, "does not fit           one GPU" in text, "fits                   DDP on 8" in text) == (0, True, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--memory", "much"), "--memory must be an amount such as 24GB"),
+        (("--accelerate", "nowhere.yaml"), "no config file 'nowhere.yaml'"),
+    ],
+)
+def test_what_the_plan_is_asked_for_must_make_sense(capsys, arguments, message):
+    status, text = printed(capsys, CONFIG, *arguments)
+    assert (status, message in text) == (2, True)
+
+
+def test_amounts_of_memory_are_read_as_cards_are_sold():
+    from flowrl.cli.doctor_plan import bytes_of
+
+    assert [bytes_of(text) for text in ("24GB", "1.5 GiB", "80gb", "512MiB")] == [24 * 10**9, 3 * 2**29, 80 * 10**9, 2**29]
 
 
 def test_a_pretraining_config_is_checked_too(capsys):

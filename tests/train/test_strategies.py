@@ -58,7 +58,9 @@ def launched(name, *options):
         ("ddp_8gpu", "MULTI_GPU", 1, 8),
         ("ddp_2x8gpu", "MULTI_GPU", 2, 16),
         ("fsdp2_8gpu", "FSDP", 1, 8),
+        ("fsdp2_2x8gpu", "FSDP", 2, 16),
         ("deepspeed_zero2_8gpu", "DEEPSPEED", 1, 8),
+        ("deepspeed_zero2_2x8gpu", "DEEPSPEED", 2, 16),
     ],
 )
 def test_accelerate_reads_each_file_as_its_name_says(name, kind, machines, processes):
@@ -69,7 +71,7 @@ def test_accelerate_reads_each_file_as_its_name_says(name, kind, machines, proce
 
 def test_every_file_opens_with_its_purpose_and_the_command_that_uses_it():
     files = sorted(FOLDER.glob("*.yaml"))
-    assert len(files) == 5
+    assert len(files) == 7
     for path in files:
         comments = re.match(r"(?:#.*\n)+", path.read_text(encoding="utf-8"))[0]
         assert re.search(rf"accelerate launch --config_file configs/accelerate/{path.name} .*-m flowrl\.cli\.train CONFIG\n", comments)

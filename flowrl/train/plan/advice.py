@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, is_dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from flowrl.errors import ConfigError
-from flowrl.train.plan.memory import Subject, memory_plan
+from flowrl.train.plan.memory import MemoryPlan, Subject, memory_plan
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
-    from flowrl.train.plan.memory import MemoryPlan
     from flowrl.train.plan.strategies import Strategy
     from flowrl.train.trainer import RLTrainer
 

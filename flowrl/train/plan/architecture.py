@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from flowrl.config import asset_path
 from flowrl.models.source import resolve_path
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 __all__ = ["Architecture", "Part", "architecture_of", "bundled_ids", "shared_part"]
 

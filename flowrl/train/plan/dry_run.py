@@ -48,7 +48,7 @@ class Meter(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live = self.peak = 0
         self.operations = 0.0
         self._sizes: dict[int, int] = {}
@@ -59,14 +59,14 @@ class Meter(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         for tensor in _tensors(result):
             self._note(tensor)
-        if (packet := func._overloadpacket) in flop_registry:
+        if (packet := func.overloadpacket) in flop_registry:
             self.operations += flop_registry[packet](*args, **(kwargs or {}), out_val=result)
         return result
 
     def known(self, tensors: Iterable[Tensor]) -> None:
         """Leave out tensors that were there before, such as weights."""
         for tensor in tensors:
-            self._sizes.setdefault(tensor.untyped_storage()._cdata, 0)
+            self._sizes.setdefault(_address(tensor.untyped_storage()), 0)
 
     def reset(self) -> None:
         """Look for the largest sum from here on."""
@@ -74,7 +74,7 @@ class Meter(TorchDispatchMode):
 
     def _note(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
-        key = storage._cdata
+        key = _address(storage)
         if key not in self._sizes:
             self._sizes[key] = size = storage.nbytes()
             self.live += size
@@ -86,7 +86,7 @@ class Meter(TorchDispatchMode):
 
 
 class DeviceRules(TorchFunctionMode):
-    """Runs code as a device would run it under autocast: matrix products in a low precision, some sums and norms in float32, fused attention.
+    """Runs code as a device would under autocast: matrix products in a low precision, some sums and norms in float32, fused attention.
 
     Args:
         meter: Is told the operations of attention.
@@ -123,7 +123,7 @@ class DeviceRules(TorchFunctionMode):
         del attn_mask
         low = self._dtype != torch.float32
         parts = [_cast(tensor, self._dtype) if low else tensor for tensor in (query, key, value)]
-        return _FusedAttention.apply(*parts, self._meter)
+        return _FusedAttention.apply(*parts, self._meter)  # type: ignore[no-untyped-call]
 
 
 class _FusedAttention(torch.autograd.Function):
@@ -144,6 +144,11 @@ class _FusedAttention(torch.autograd.Function):
         del gradients
         ctx.meter.operations += BACKWARD_OF_ATTENTION * ctx.operations
         return *(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3]), None
+
+
+def _address(storage: torch.UntypedStorage) -> int:
+    """Of the storage itself: on the meta device there is no data to point to."""
+    return storage._cdata  # noqa: SLF001 - the only name that torch gives it
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:

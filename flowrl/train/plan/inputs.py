@@ -33,6 +33,7 @@ TEXT_TOKENS = {
 DEFAULT_LATENT_SIDE = 128  # of pipelines whose network does not name its own size: 1024 pixels
 WAN_SIZE = (480, 832)
 WAN_FRAMES = 81
+FRAMES_PER_LATENT = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +77,8 @@ def geometry_of(architecture: Architecture, source: Any) -> Geometry:
     if architecture.pipeline == "WanPipeline":
         height, width = source.height or WAN_SIZE[0], source.width or WAN_SIZE[1]
         frames = next((value for name in ("frames", "num_frames") if (value := getattr(source, name, None))), WAN_FRAMES)
-        latent = (config.get("z_dim", 16), (frames - 1) // 4 + 1, height // factor, width // factor)
-        return Geometry(latent=latent, pixels=(frames, height, width), text_tokens=tokens)
+        video = (config.get("z_dim", 16), (frames - 1) // FRAMES_PER_LATENT + 1, height // factor, width // factor)
+        return Geometry(latent=video, pixels=(frames, height, width), text_tokens=tokens)
     side = settings.get("sample_size") or DEFAULT_LATENT_SIDE
     side = side * factor if isinstance(side, int) else DEFAULT_LATENT_SIDE * factor
     height, width = source.height or side, source.width or side
@@ -219,7 +220,7 @@ def _wan(config: Mapping[str, Any], geometry: Geometry, make: _Maker) -> dict[st
 
 
 def _unet(config: Mapping[str, Any], geometry: Geometry, make: _Maker) -> dict[str, Any]:
-    given = {
+    given: dict[str, Any] = {
         "sample": make(*geometry.latent),
         "timestep": make.times,
         "encoder_hidden_states": make(CLIP_TOKENS, config["cross_attention_dim"]),

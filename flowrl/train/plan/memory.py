@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -9,19 +10,15 @@ import torch
 
 from flowrl.models.options import DTYPES
 from flowrl.rl import needs_reference
-from flowrl.train.plan.architecture import architecture_of
+from flowrl.train.plan.architecture import Architecture, Part, architecture_of
 from flowrl.train.plan.cost import largest_call, network_calls, rollout_cost
-from flowrl.train.plan.inputs import geometry_of
-from flowrl.train.plan.passes import NetworkSetup, decoding, evaluating, sizes, updating
+from flowrl.train.plan.inputs import Geometry, geometry_of
+from flowrl.train.plan.passes import Cost, NetworkSetup, decoding, evaluating, sizes, updating
+from flowrl.train.trainer import RLTrainer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from flowrl.train.plan.architecture import Architecture, Part
-    from flowrl.train.plan.inputs import Geometry
-    from flowrl.train.plan.passes import Cost, Sizes
+    from flowrl.train.plan.passes import Sizes
     from flowrl.train.plan.strategies import Strategy
-    from flowrl.train.trainer import RLTrainer
 
 __all__ = ["MemoryPart", "MemoryPlan", "RewardNetwork", "Subject", "memory_plan"]
 
@@ -174,7 +171,7 @@ def memory_plan(subject: Subject, strategy: Strategy) -> MemoryPlan:
         ValueError: If a network's pass is not known.
     """
     held = [part for part in _held(subject, strategy) if part.size]
-    phases = _phases(subject, strategy)
+    phases = [_start(subject, held), *_phases(subject, strategy)]
     total = sum(part.size for part in held) + max(phase.size for phase in phases)
     reserve = int(CONTEXT + FRAGMENTATION * total) if subject.cuda else 0
     return MemoryPlan(held=held, phases=phases, reserve=reserve)
@@ -212,16 +209,21 @@ def _phases(subject: Subject, strategy: Strategy) -> list[MemoryPart]:
     activations = updating(subject.network, rows * network_calls(subject.source)).peak
     step = int(LARGEST_PART_OF_A_STEP * gradients) if subject.cuda else 0
     phases = [
-        MemoryPart(name="encoding prompts", size=subject.encoders() if subject.source.text_encoders != "keep" else 0),
         MemoryPart(name="rollout", size=_drawing(subject, largest_call(trainer, groups)) + gathered),
         MemoryPart(name="decoding and scoring", size=_scoring(subject, trainer.reward_batch)),
         MemoryPart(name="update", size=activations + gradients + gathered + strategy.whole_gradients(weights)),
         MemoryPart(name="optimiser step", size=gradients + step),
-        MemoryPart(name="start", size=max(0, weights.total - strategy.weights(weights) - strategy.moments(8.0 * weights.trained))),
     ]
     if trainer.evaluation is not None:
         phases.append(MemoryPart(name="evaluation", size=_evaluation(subject) + gathered))
     return phases
+
+
+def _start(subject: Subject, held: Sequence[MemoryPart]) -> MemoryPart:
+    """While prompts are encoded: the network is whole, the text encoders work, rewards are loaded; there is no optimiser yet."""
+    kept = {"decoder", "other parts", "rewards' networks"}
+    there = subject.sizes.total + subject.encoders() + sum(part.size for part in held if part.name in kept)
+    return MemoryPart(name="start, encoding prompts", size=max(0, there - sum(part.size for part in held)))
 
 
 def _drawing(subject: Subject, rows: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -169,13 +170,14 @@ def picture_scoring(network: Part, rows: int, dtype: torch.dtype = torch.float32
     return Cost(peak=meter.peak, operations=meter.operations)
 
 
-def _forward(network: nn.Module, setup: NetworkSetup, rows: int, meter: Meter) -> Tensor:
+def _forward(network: Any, setup: NetworkSetup, rows: int, meter: Meter) -> Tensor:
     inputs = network_inputs(setup.part.kind, setup.part.config, setup.geometry, rows, setup.storage)
     meter.known(_weights(network))
     rules = setup.rules(meter)
     if setup.checkpointing:
         network.enable_gradient_checkpointing(rules.checkpoint)
-    with rules, meter:
+    with rules, meter, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # hints about speed, of which there is none here
         out = network(**inputs, return_dict=False)[0]
         # A list of pictures, as Z-Image gives it, becomes one tensor; the sampler's mathematics is float32.
         return (torch.stack(out) if isinstance(out, list) else out).float()
@@ -192,8 +194,8 @@ def _decoder_latent(decoder: Part, geometry: Geometry) -> tuple[int, ...]:
 
 def _frozen(part: Part, dtype: torch.dtype) -> Any:
     network = part.build()
+    network.requires_grad_(requires_grad=False)
     for tensor in _weights(network):
-        tensor.requires_grad_(requires_grad=False)
         if tensor.is_floating_point():
             tensor.data = tensor.data.to(dtype)
     return network
