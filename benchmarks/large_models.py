@@ -239,7 +239,7 @@ def in_its_own_process(task: Task) -> dict[str, Any]:
         if done.returncode == 0:
             return json.loads(path.read_text(encoding="utf-8"))
     problem = (done.stderr.strip().splitlines() or ["no message"])[-1]
-    return {"network": task.network, "side": task.side, "setup": task.setup, "problem": problem[:160]}
+    return {"network": task.network, "side": task.side, "setup": task.setup, "problem": problem[:300]}
 
 
 def report(rows: list[dict[str, Any]], out: Path, about: str) -> None:
