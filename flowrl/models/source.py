@@ -15,6 +15,7 @@ from flowrl.errors import CheckpointError, ConfigError, close_match
 from flowrl.models.decoder import tile_decoder
 from flowrl.models.lora import LoRA
 from flowrl.models.options import DTYPES, Dtype, ResourceOptions
+from flowrl.models.parts import check_parts
 from flowrl.models.pipeline import DiffusersModel
 from flowrl.models.speed import compile_network, use_attention
 
@@ -149,6 +150,21 @@ class DiffusersSource(ResourceOptions):
         self._apply_options(pipeline, network, device)
         return self.model(self, pipeline, device)
 
+    def check_folder(self) -> dict[str, Any]:
+        """The ``model_index.json``, after a look whether it is of this adapter's pipeline and, in a local folder, all of its parts are there.
+
+        Raises:
+            CheckpointError: If not.
+        """
+        parts, folder = pipeline_config(self.path), Path(resolve_path(self.path))
+        if (name := str(parts.get("_class_name"))) != self.pipeline_name:
+            fitting = ADAPTERS.get(name)
+            use = f"use flowrl.models.{fitting.__name__}" if fitting else f"there are adapters for {', '.join(sorted(ADAPTERS))}"
+            raise CheckpointError(f"{self.path} holds a {name}, {type(self).__name__} reads a {self.pipeline_name}; {use}")
+        if folder.is_dir():
+            check_parts(folder, parts, self.unused_parts)
+        return parts
+
     def read_text_encoders(self) -> dict[str, torch.nn.Module]:
         """The text encoders alone, frozen, on the CPU, as the whole pipeline would have loaded them.
 
@@ -223,11 +239,7 @@ class DiffusersSource(ResourceOptions):
     def _pipeline(self) -> Any:
         import diffusers
 
-        path, parts = resolve_path(self.path), pipeline_config(self.path)
-        if (name := str(parts.get("_class_name"))) != self.pipeline_name:
-            fitting = ADAPTERS.get(name)
-            use = f"use flowrl.models.{fitting.__name__}" if fitting else f"there are adapters for {', '.join(sorted(ADAPTERS))}"
-            raise CheckpointError(f"{self.path} holds a {name}, {type(self).__name__} reads a {self.pipeline_name}; {use}")
+        path, parts = resolve_path(self.path), self.check_folder()
         # A part that was saved as None, such as SD3's T5, has to be named as None or diffusers calls it missing.
         absent = {part: None for part, where in parts.items() if isinstance(where, list | tuple) and where[0] is None}
         absent |= {part: None for part in self.unused_parts if part in parts}

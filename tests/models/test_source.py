@@ -85,3 +85,21 @@ def test_a_damaged_part_of_the_pipeline_is_named(pipeline_folder, tmp_path, part
 def test_a_size_that_does_not_fit_the_pipeline_is_refused(load, size, message):
     with pytest.raises(ConfigError, match=message):
         load(height=size[0], width=size[1])
+
+
+@pytest.mark.parametrize(
+    ("removed", "lacks"),
+    [("vae", "vae"), ("tokenizer_2", "tokenizer_2"), ("tokenizer/*o*.json", "tokenizer's vocabulary"), ("scheduler", "scheduler")],
+)
+def test_a_folder_that_lacks_a_part_is_refused_by_name_instead_of_with_a_tokenizer_made_of_nothing(
+    removed, lacks, pipeline_folder, tmp_path
+):
+    folder = shutil.copytree(pipeline_folder, tmp_path / "copy")
+    for path in folder.glob(removed):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if removed.startswith("tokenizer/"):
+        (folder / "tokenizer" / "tokenizer_config.json").write_text("{}")
+        for path in folder.glob("tokenizer/*.txt"):
+            path.unlink()
+    with pytest.raises(CheckpointError, match=f"copy lacks {lacks}, which its model_index.json names; copy or download"):
+        StableDiffusion3(path=str(folder)).load("cpu")
