@@ -15,7 +15,10 @@ __all__ = ["bytes_of", "show_plan"]
 
 UNITS = {"GB": 10**9, "GIB": 2**30, "MB": 10**6, "MIB": 2**20}
 TERA = 1e12
-OF_BLOCKS = "A network that does not fit even so needs a LoRA (model.lora), smaller pictures, or more GPUs that share it (FSDP 2)"
+MORE = (
+    "What is left: a LoRA (model.lora), moments of 8 bits (optimizer.target=flowrl.train.AdamW8bit), smaller pictures, "
+    "or more GPUs that share the network (FSDP 2)"
+)
 
 
 def bytes_of(text: str) -> int:
@@ -180,5 +183,5 @@ def _remedy(subject: Subject, strategy: Strategy, plan: MemoryPlan, limit: int) 
     if advice.fits:
         say(row("", f"then {memory(advice.plan.peak)}: {overrides}"))
         return f"memory: {strategy.title} needs {memory(plan.peak)}; with these it fits into {memory(limit)}: {overrides}"
-    say(row("", f"then {memory(advice.plan.peak)}, which is still too much. {OF_BLOCKS}"))
-    return f"memory: {strategy.title} needs {memory(plan.peak)}, and at least {memory(advice.plan.peak)}. {OF_BLOCKS}"
+    say(row("", f"then {memory(advice.plan.peak)}, which is still too much. {MORE}"))
+    return f"memory: {strategy.title} needs {memory(plan.peak)}, and at least {memory(advice.plan.peak)}. {MORE}"

@@ -65,4 +65,4 @@ def _network(reward: Any, *, trained_on: bool) -> RewardNetwork | None:
 def _clip(reward: Any) -> str:
     """By the checkpoint's name; the sizes of other CLIPs lie between these two."""
     name = reward.checkpoint.lower()
-    return "clip_vit_h_14" if any(size in name for size in ("vit-h", "vit_h", "h-14", "h14")) else "clip_vit_l_14"
+    return "clip_vit_h_14" if any(size in name for size in ("vit-h", "vit_h")) else "clip_vit_l_14"

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -9,7 +10,7 @@ from flowrl.cli.plan_rewards import reward_networks
 from flowrl.config import bundled_configs, config_path, instantiate, load_config
 from flowrl.errors import ConfigError
 from flowrl.models import LoRA
-from flowrl.rl import PPOClip
+from flowrl.rl import PPOClip, facts_of
 from flowrl.train import AdamW
 from flowrl.train.plan import (
     DDP,
@@ -26,6 +27,7 @@ from flowrl.train.plan import (
     update_work,
 )
 from flowrl.train.plan.passes import Sizes, evaluating, updating
+from flowrl.train.prompts import load_prompts
 from rewards import Aesthetic, CLIPScore, CompositeReward, FrameReward, HPSv2, PickScore
 from samplers import singular_evaluations
 
@@ -291,6 +293,17 @@ def test_a_preset_names_its_source_and_the_exact_command(name):
         trainer = instantiate(load_config(name))
         trainer.check_groups(read_strategy(file[1]).processes)
         assert config_path(file[1])
+
+
+def test_no_everyday_prompt_is_both_trained_and_evaluated():
+    trained, evaluated = (load_prompts(f"assets/prompts/everyday_{part}.txt") for part in ("train", "eval"))
+    assert (len(set(trained)), len(set(evaluated))) == (len(trained), len(evaluated)) == (201, 40)
+    assert not set(trained) & set(evaluated)
+
+
+def test_every_edit_names_a_picture_that_is_there():
+    for prompt in load_prompts("assets/prompts/everyday_edits.jsonl"):
+        assert Path(facts_of(prompt)["image"]).is_file()
 
 
 @pytest.mark.slow
