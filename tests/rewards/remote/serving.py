@@ -136,6 +136,7 @@ def impostor(answer: Callable[[BaseHTTPRequestHandler], None], health: dict[str,
 
     found = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     found.daemon_threads = True
+    found.handle_error = lambda *_: None  # clients that hang up are what is tested
     thread = threading.Thread(target=found.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
