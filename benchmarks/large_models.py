@@ -270,6 +270,7 @@ def main() -> None:
     sides = arguments.sides or ([64] if arguments.small else [512, 1024])
     out = arguments.out or RESULTS / f"large_models{'_small' if arguments.small else ''}.json"
     where = torch.cuda.get_device_name() if device() == "cuda" else f"{machine()}; load average {os.getloadavg()[0]:.1f} before"
+    where += ". Networks of two blocks: this shows that the code runs, not what anything costs" if arguments.small else ""
     rows: list[dict[str, Any]] = []
     for network in arguments.networks:
         for side in sides:
