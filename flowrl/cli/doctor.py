@@ -156,17 +156,37 @@ def _trainer(trainer: RLTrainer, args: argparse.Namespace) -> list[str]:
         memory = bytes_of(args.memory) if args.memory else None
     except ValueError as error:
         return [str(error)]
-    return [*_prompts(trainer), *show_plan(trainer, accelerate=args.accelerate, memory=memory)]
+    return [*_prompts(trainer), *(_model(trainer) or show_plan(trainer, accelerate=args.accelerate, memory=memory))]
 
 
 def _prompts(trainer: RLTrainer) -> list[str]:
     from flowrl.cli.console import row, say
+    from flowrl.rl import check_prompts
     from flowrl.train.prompts import load_prompts
 
     try:
-        say(row("prompts", f"{len(load_prompts(trainer.prompts))} in {trainer.prompts}"))
+        prompts = load_prompts(trainer.prompts)
+        say(row("prompts", f"{len(prompts)} in {trainer.prompts}"))
+        check_prompts(trainer.model, prompts)
     except ValueError as error:
         return [f"config.prompts: {error}"]
+    return []
+
+
+def _model(trainer: RLTrainer) -> list[str]:
+    """What is wrong with a pipeline's folder on this machine; a hub's is not fetched."""
+    from pathlib import Path
+
+    from flowrl.errors import CheckpointError
+    from flowrl.models import DiffusersSource
+    from flowrl.models.parts import resolve_path
+
+    source = trainer.model
+    try:
+        if isinstance(source, DiffusersSource) and Path(resolve_path(source.path)).is_dir():
+            source.check_folder()
+    except CheckpointError as error:
+        return [f"config.model: {error}"]
     return []
 
 

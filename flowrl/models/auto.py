@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from flowrl.errors import CheckpointError
+from flowrl.errors import CheckpointError, close_match
 from flowrl.models.source import ADAPTERS, pipeline_config
 
 if TYPE_CHECKING:
@@ -35,4 +36,10 @@ class AutoModel:
         name = str(pipeline_config(path).get("_class_name"))
         if name not in ADAPTERS:
             raise CheckpointError(f"no adapter reads a {name}, which {path} holds; there are adapters for {', '.join(sorted(ADAPTERS))}")
-        return ADAPTERS[name](path=path, **fields)
+        adapter = ADAPTERS[name]
+        known = [field.name for field in dataclasses.fields(adapter)]
+        if unknown := [field for field in fields if field not in known]:
+            raise TypeError(
+                f"flowrl.models.{adapter.__name__}, which reads {path}, has no field {unknown[0]!r}{close_match(unknown[0], known)}"
+            )
+        return adapter(path=path, **fields)

@@ -16,7 +16,7 @@ from flowrl.models.pipeline import DiffusersModel
 from flowrl.rl import facts_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor, nn
 
@@ -124,6 +124,15 @@ class Flux1Kontext(Flux1):
     def load(self, device: torch.device | str) -> Flux1KontextModel:
         """See :meth:`DiffusersSource.load`."""
         return super().load(device)  # type: ignore[return-value]
+
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Refuse a prompt without a picture before anything is loaded.
+
+        Raises:
+            ValueError: If a prompt names no picture, or its file cannot be read.
+        """
+        for prompt in prompts:
+            _picture(prompt)
 
     def image_size(self, pipeline: Any) -> tuple[int, int]:
         """Height and width in pixels to which pictures to edit are resized."""

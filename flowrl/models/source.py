@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -15,7 +14,7 @@ from flowrl.errors import CheckpointError, ConfigError, close_match
 from flowrl.models.decoder import tile_decoder
 from flowrl.models.lora import LoRA
 from flowrl.models.options import DTYPES, Dtype, ResourceOptions
-from flowrl.models.parts import check_parts
+from flowrl.models.parts import check_parts, pipeline_config, resolve_path
 from flowrl.models.pipeline import DiffusersModel
 from flowrl.models.speed import compile_network, use_attention
 
@@ -31,40 +30,6 @@ ADAPTERS: dict[str, type[DiffusersSource]] = {}
 
 _DTYPE_NAMES = {"transformers": "dtype", "diffusers": "torch_dtype"}
 """Libraries that parts may come from, and what their ``from_pretrained`` calls a dtype."""
-
-
-def resolve_path(path: str) -> str:
-    """A local folder as it is, ``assets/...`` as the bundled folder, anything of the form ``owner/name`` as a model hub's id.
-
-    Raises:
-        CheckpointError: If it is none of these.
-    """
-    if Path(path).expanduser().is_dir():
-        return str(Path(path).expanduser())
-    if path.startswith("assets/"):
-        from flowrl.config import asset_path
-
-        return str(asset_path(path.removeprefix("assets/")))
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", path):
-        raise CheckpointError(f"no such folder: {path!r}; give a local folder, assets/models/..., or the id owner/name of a model hub")
-    return path
-
-
-def pipeline_config(path: str) -> dict[str, Any]:
-    """The ``model_index.json`` of a pipeline: its class under ``_class_name``, and where each part is from.
-
-    Args:
-        path: See :func:`resolve_path`.
-
-    Raises:
-        CheckpointError: If there is none, or it cannot be read.
-    """
-    import diffusers
-
-    try:
-        return dict(diffusers.DiffusionPipeline.load_config(resolve_path(path)))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot load {path}: {error}; it must be a diffusers pipeline saved whole, as safetensors") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,10 +116,10 @@ class DiffusersSource(ResourceOptions):
         return self.model(self, pipeline, device)
 
     def check_folder(self) -> dict[str, Any]:
-        """The ``model_index.json``, after a look whether it is of this adapter's pipeline and, in a local folder, all of its parts are there.
+        """The ``model_index.json``; it must be of this adapter's pipeline, and in a local folder all of its parts must be there.
 
         Raises:
-            CheckpointError: If not.
+            CheckpointError: If they are not.
         """
         parts, folder = pipeline_config(self.path), Path(resolve_path(self.path))
         if (name := str(parts.get("_class_name"))) != self.pipeline_name:

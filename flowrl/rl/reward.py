@@ -138,12 +138,12 @@ def load_reward(reward: Reward | GroupReward, device: torch.device | str) -> Non
             load(device)
 
 
-def check_prompts(reward: Reward | GroupReward, prompts: Sequence[str]) -> None:
-    """Have rewards that need more of a prompt than its words, or certain words, say so before a rollout.
+def check_prompts(reward: object, prompts: Sequence[str]) -> None:
+    """Have rewards, or models, that need more of a prompt than its words, or certain words, say so before a rollout.
 
     Args:
-        reward: Asked by its method ``check_prompts(prompts)``, if it has one; so are the rewards within it.
-        prompts: All that it will be asked to score.
+        reward: Or a model's source. Asked by its method ``check_prompts(prompts)``, if it has one; so are the rewards within it.
+        prompts: All that it will be asked to score or to draw.
 
     Raises:
         ValueError: If a prompt cannot be scored.

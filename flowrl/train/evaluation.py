@@ -71,6 +71,11 @@ class Evaluation:
         if len(set(parts)) < len(parts):
             repeated = sorted({part for part in parts if parts.count(part) > 1})
             raise ValueError(f"two rewards have a part named {', '.join(repeated)}; a part may be scored once")
+        if self.images_per_prompt == 1 and any(getattr(reward, "needs_groups", False) for reward in self.rewards):
+            raise ValueError(
+                "a reward compares the pictures of a prompt, and there is one of each; draw at least two: images_per_prompt of the "
+                "evaluation, --images of flowrl sample"
+            )
         if not self.texts:
             raise ValueError("an evaluation needs at least one prompt, got none; list them, or name a prompt file")
 

@@ -98,6 +98,7 @@ class Run:
         evaluation = self.trainer.evaluation
         scored = [(self.trainer.reward, self.prompts)]
         scored += [] if evaluation is None else [(reward, evaluation.texts) for reward in evaluation.rewards]
+        check_prompts(self.trainer.model, [*self.prompts, *([] if evaluation is None else evaluation.texts)])
         for reward, prompts in scored:
             check_prompts(reward, prompts)
             check_ready(reward)
@@ -177,8 +178,9 @@ class Run:
         kept = complete_groups(rewards, len(prompts))
         if not kept.all():
             problems = gather_object([problem for _, problems in parts for problem in problems])
-            if self.trainer.on_reward_failure == "stop" or not kept.any():
-                refuse_failures(rewards, list(self.trainer.reward.weights), prompts, problems)
+            dropping = self.trainer.on_reward_failure == "drop"
+            if not dropping or not kept.any():
+                refuse_failures(rewards, list(self.trainer.reward.weights), prompts, problems, dropping=dropping)
             reason = problems[0] if problems else "a score is not a number"
             logger.warning("update %d goes on without %d of %d groups: %s", self.counters.update, int((~kept).sum()), len(kept), reason)
         return rewards, kept

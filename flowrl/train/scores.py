@@ -102,7 +102,9 @@ def complete_groups(rewards: Tensor, groups: int) -> Tensor:
     return rewards.isfinite().reshape(groups, -1).all(1)
 
 
-def refuse_failures(rewards: Tensor, names: Sequence[str], prompts: Sequence[str], problems: Sequence[str]) -> None:
+def refuse_failures(
+    rewards: Tensor, names: Sequence[str], prompts: Sequence[str], problems: Sequence[str], *, dropping: bool = False
+) -> None:
     """Stop where a score is missing.
 
     Args:
@@ -110,6 +112,7 @@ def refuse_failures(rewards: Tensor, names: Sequence[str], prompts: Sequence[str
         names: Of the parts.
         prompts: One per group.
         problems: What rewards reported.
+        dropping: Whether groups may be dropped, and none is left.
 
     Raises:
         RewardError: If a reward reported that it failed.
@@ -120,7 +123,8 @@ def refuse_failures(rewards: Tensor, names: Sequence[str], prompts: Sequence[str
         return
     missing = f"{len(bad)} of {rewards.numel()} scores in this update"
     if problems:
-        raise RewardError(f"{problems[0]} ({missing}; on_reward_failure=drop goes on without the groups that are not scored)")
+        why = "no group has all of its own" if dropping else "on_reward_failure=drop goes on without the groups that are not scored"
+        raise RewardError(f"{problems[0]} ({missing}; {why})")
     row, view, granularity, part = bad[0].tolist()
     group, member = divmod(row, len(rewards) // len(prompts))
     raise NonFiniteError(

@@ -1,11 +1,13 @@
 import importlib.metadata
 import importlib.util
 import json
+import shutil
 
 import pytest
 
 from flowrl.cli import doctor
 from flowrl.cli.main import main
+from flowrl.config import asset_path
 from robot.envs import check, needs
 
 CONFIG = "image/digits_g2rpo"
@@ -86,6 +88,27 @@ def test_a_model_of_a_hub_that_nothing_is_known_of_has_unknown_size_but_is_no_pr
     assert (status, "nobody/nothing is not on this machine, and its architecture is not among the bundled ones" in text) == (0, True)
 
 
+@pytest.mark.parametrize(
+    ("removed", "target", "problem"),
+    [
+        ("vae", "StableDiffusion3", "pipeline lacks vae, which its model_index.json names"),
+        ("transformer", "StableDiffusion3", "pipeline lacks transformer, which its model_index.json names"),
+        (None, "Flux1", "pipeline holds a StableDiffusion3Pipeline, Flux1 reads a FluxPipeline; use flowrl.models.StableDiffusion3"),
+    ],
+)
+def test_a_folder_without_a_part_or_of_another_pipeline_is_a_problem(capsys, tmp_path, removed, target, problem):
+    folder = shutil.copytree(asset_path("models/digits_sd3"), tmp_path / "pipeline")
+    if removed:
+        shutil.rmtree(folder / removed)
+    status, text = printed(capsys, CONFIG, f"model.target=flowrl.models.{target}", f"model.path={folder}")
+    assert (status, f"problem: config.model: {tmp_path}/{problem}" in text) == (2, True)
+
+
+def test_prompts_that_the_model_cannot_draw_are_a_problem(capsys):
+    status, text = printed(capsys, CONFIG, "model.target=flowrl.models.Flux1Kontext", "model.path=black-forest-labs/FLUX.1-Kontext-dev")
+    assert (status, "names no picture to edit; write prompts for FLUX.1 Kontext into a .jsonl file" in text) == (2, True)
+
+
 def test_the_plan_shows_memory_by_part_and_strategy_work_and_disk(capsys):
     status, text = printed(capsys, CONFIG)
     assert status == 0
@@ -93,7 +116,7 @@ def test_the_plan_shows_memory_by_part_and_strategy_work_and_disk(capsys):
         "SD3Transformer2DModel, 437,252 parameters",
         "a LoRA of rank 16",
         "TFLOP an update: rollout 9",
-        "part                      one GPU   DDP on 8   ZeRO-2 on 8   FSDP 2 on 8",
+        "one GPU   DDP on 8   ZeRO-2 on 8   FSDP 2 on 8",
         "text encoders",
         "+ start, encoding prompts",
         "at most (with *)",

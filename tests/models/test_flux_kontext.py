@@ -3,10 +3,11 @@
 import pytest
 import torch
 from flux_cases import flux1_kontext
-from harness import ode_samples, standard_noise
+from harness import ode_samples, standard_noise, two_updates
 from PIL import Image
 
 from flowrl.errors import ConfigError
+from flowrl.models import Flux1Kontext
 from flowrl.rl import Prompt
 
 
@@ -83,3 +84,11 @@ def test_a_size_of_the_picture_to_edit_that_cuts_a_token_is_refused(case):
 def test_a_picture_without_pixels_is_refused(case):
     with pytest.raises(ConfigError, match="image_height must be at least 1, got 0; leave it out for the size of the pictures drawn"):
         case.source(image_height=0)
+
+
+@pytest.mark.parametrize("text_encoders", ["keep", "drop"])
+def test_a_run_with_a_prompt_that_has_no_picture_is_refused_before_anything_loads(text_encoders, tmp_path):
+    source = Flux1Kontext(path=str(tmp_path / "nowhere"), text_encoders=text_encoders)
+    prompts = [with_picture(tmp_path, Image.new("RGB", (8, 8))), "red"]
+    with pytest.raises(ValueError, match=r"the prompt 'red' names no picture to edit"):
+        two_updates(source, tmp_path, prompts)

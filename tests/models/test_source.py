@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from flowrl.errors import CheckpointError, ConfigError
-from flowrl.models import StableDiffusion3
+from flowrl.models import AutoModel, StableDiffusion3
 from flowrl.models.source import resolve_path
 
 
@@ -91,9 +91,7 @@ def test_a_size_that_does_not_fit_the_pipeline_is_refused(load, size, message):
     ("removed", "lacks"),
     [("vae", "vae"), ("tokenizer_2", "tokenizer_2"), ("tokenizer/*o*.json", "tokenizer's vocabulary"), ("scheduler", "scheduler")],
 )
-def test_a_folder_that_lacks_a_part_is_refused_by_name_instead_of_with_a_tokenizer_made_of_nothing(
-    removed, lacks, pipeline_folder, tmp_path
-):
+def test_a_folder_that_lacks_a_part_is_refused_by_name_and_no_tokenizer_is_made_of_nothing(removed, lacks, pipeline_folder, tmp_path):
     folder = shutil.copytree(pipeline_folder, tmp_path / "copy")
     for path in folder.glob(removed):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -103,3 +101,10 @@ def test_a_folder_that_lacks_a_part_is_refused_by_name_instead_of_with_a_tokeniz
             path.unlink()
     with pytest.raises(CheckpointError, match=f"copy lacks {lacks}, which its model_index.json names; copy or download"):
         StableDiffusion3(path=str(folder)).load("cpu")
+
+
+def test_a_field_that_the_found_adapter_lacks_comes_with_the_nearest_one(pipeline_folder):
+    with pytest.raises(
+        TypeError, match=r"flowrl.models.StableDiffusion3, which reads .*, has no field 'guidance'; did you mean 'guidance_scale'"
+    ):
+        AutoModel(path=str(pipeline_folder), guidance=3.0)

@@ -10,6 +10,7 @@ from flowrl.rl import RewardBatch
 from flowrl.shapes import seeded_generator
 from flowrl.train.evaluation import Evaluation
 from flowrl.train.evaluation_result import EvaluationResult
+from rewards import Diversity
 from samplers import ODESampler, SDESampler, ShiftedGrid
 
 PROMPTS = ("one", "two", "three", "four", "five")
@@ -263,3 +264,9 @@ def test_of_videos_a_strip_of_frames_is_kept():
     assert sorted(result.images) == [0, 1, 2, 3]
     assert result.images[0].shape[:2] == (3, 4)
     assert result.images[0].shape[2] < 7 * 4
+
+
+def test_a_reward_that_compares_pictures_needs_two_of_each_prompt():
+    reward = Diversity()
+    with pytest.raises(ValueError, match="compares the pictures of a prompt, and there is one of each; draw at least two"):
+        Evaluation(prompts=("red",), sampler=ODESampler(grid=ShiftedGrid(steps=2)), rewards=(reward,), images_per_prompt=1)
