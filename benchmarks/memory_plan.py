@@ -58,9 +58,11 @@ def main() -> None:
     if args.presets:
         (args.out / "preset_memory.md").write_text(preset_report(), encoding="utf-8")
         return
-    found = {name: _in_process(name) for name in CASES}
-    (args.out / "memory_plan.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    (args.out / "memory_plan.md").write_text(report(found), encoding="utf-8")
+    found: dict[str, dict[str, Any]] = {}
+    for name in CASES:
+        found[name] = _in_process(name)
+        (args.out / "memory_plan.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        (args.out / "memory_plan.md").write_text(report(found), encoding="utf-8")
 
 
 def _in_process(name: str) -> dict[str, Any]:
@@ -237,6 +239,7 @@ def report(found: dict[str, dict[str, Any]]) -> str:
             predicted, measured = case["predicted"][phase], case["measured"][phase]
             cells += [f"{predicted / MEBI:.0f}", f"{measured / MEBI:.0f} ({predicted / measured:.2f})"]
         lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines += ["", "The bfloat16 case holds 40 to 50 MiB more than planned in every phase alike, so not in activations; it is not explained."]
     return "\n".join(lines) + "\n"
 
 
