@@ -239,7 +239,7 @@ def report(found: dict[str, dict[str, Any]]) -> str:
             predicted, measured = case["predicted"][phase], case["measured"][phase]
             cells += [f"{predicted / MEBI:.0f}", f"{measured / MEBI:.0f} ({predicted / measured:.2f})"]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    lines += ["", "The bfloat16 case holds 40 to 50 MiB more than planned in every phase alike, so not in activations; it is not explained."]
+    lines += ["", "The bfloat16 case holds 40 to 50 MiB more than planned in every phase alike, so not in activations: not explained."]
     return "\n".join(lines) + "\n"
 
 
