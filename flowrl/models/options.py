@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 
@@ -24,7 +24,7 @@ Compile = Literal["blocks", "network"]
 class ResourceOptions:
     """Where the frozen parts are, in which precision and pieces they work, and how the network is run.
 
-    None of these changes what is trained. Their order by what they save on FLUX.1-dev in bfloat16: ``text_encoders`` 9.5 GB,
+    None of these changes what is trained; those that only move memory may differ when a run is resumed. Their order by what they save on FLUX.1-dev in bfloat16: ``text_encoders`` 9.5 GB,
     ``gradient_checkpointing`` and ``decode_tile`` several GB that grow with the picture, ``decoder`` 0.3 GB.
 
     Attributes:
@@ -50,6 +50,15 @@ class ResourceOptions:
     Raises:
         ConfigError: If a value is out of range, or two options do not go together.
     """
+
+    free_on_resume: ClassVar[tuple[str, ...]] = (  # memory, not numbers: at most the rounding changes
+        "gradient_checkpointing",
+        "text_encoders",
+        "embedding_cache",
+        "cached_prompts",
+        "decoder",
+        "decode_batch",
+    )
 
     gradient_checkpointing: bool = False
     text_encoders: TextEncoderPlan = "keep"

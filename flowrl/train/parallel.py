@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, cast
 
 from flowrl.errors import ConfigError, require
 from flowrl.rl import needs_reference
+from flowrl.train.optimizer import AdamW8bit
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -36,7 +37,7 @@ def start_accelerator(trainer: RLTrainer) -> Accelerator:
     """Join the processes, under whatever strategy accelerate was launched with, and check that it fits.
 
     Raises:
-        ConfigError: If the strategy is FSDP 1 or ZeRO 3, or accelerate is too old for FSDP 2.
+        ConfigError: If the strategy is FSDP 1 or ZeRO 3, or accelerate or the optimiser does not fit FSDP 2.
         MissingExtraError: If a tracker is not installed.
     """
     import torch
@@ -53,13 +54,13 @@ def start_accelerator(trainer: RLTrainer) -> Accelerator:
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=trainer.find_unused_parameters)],
     )
     if accelerator.distributed_type == DistributedType.FSDP:
-        _settle_fsdp(accelerator)
+        _settle_fsdp(accelerator, trainer)
     elif accelerator.distributed_type == DistributedType.DEEPSPEED:
         _settle_deepspeed(accelerator, trainer)
     return accelerator
 
 
-def _settle_fsdp(accelerator: Accelerator) -> None:
+def _settle_fsdp(accelerator: Accelerator, trainer: RLTrainer) -> None:
     import accelerate
 
     if not accelerator.is_fsdp2:
@@ -70,6 +71,10 @@ def _settle_fsdp(accelerator: Accelerator) -> None:
         raise ConfigError(
             f"accelerate {accelerate.__version__} does not restore optimisers under FSDP 2; install a newer one: "
             "pip install 'accelerate>=1.13'"
+        )
+    if isinstance(trainer.optimizer, AdamW8bit):
+        raise ConfigError(
+            "AdamW8bit does not know sharded weights; take flowrl.train.AdamW under FSDP 2, whose moments are shared out anyway"
         )
     accelerator.gradient_state.plugin_kwargs["sync_each_batch"] = True  # else gradients of micro-batches add up unsharded
 

@@ -121,6 +121,16 @@ def test_what_does_not_make_it_another_run_may_change(tmp_path):
     assert_same_run(tmp_path / "whole", tmp_path / "moved", 6)
 
 
+def test_a_model_may_save_memory_from_a_resume_on(pipeline_folder, tmp_path):
+    (tmp_path / "prompts.txt").write_text("red\nblue\n", encoding="utf-8")
+    fields = {"path": str(pipeline_folder), "max_sequence_length": 0, "lora": LoRA(rank=2, alpha=2.0)}
+    trainer(tmp_path / "run", model=StableDiffusion3(**fields), updates=2).run()
+    thrifty = StableDiffusion3(**fields, gradient_checkpointing=True, text_encoders="drop", decoder="offload", decode_batch=1)
+    assert trainer(tmp_path / "run", model=thrifty, updates=3).run(resume=True).updates == 3
+    with pytest.raises(CheckpointError, match=r"model.guidance_scale: 1.0 -> 2.0"):
+        trainer(tmp_path / "run", model=StableDiffusion3(**fields, guidance_scale=2.0), updates=4).run(resume=True)
+
+
 def test_a_metrics_line_that_a_crash_cut_off_is_dropped_with_all_that_will_be_written_again(tmp_path):
     path = tmp_path / "metrics.jsonl"
     whole = [{"kind": kind, "update": update} for update in range(4) for kind in ("eval", "train")]

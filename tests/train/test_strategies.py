@@ -27,7 +27,7 @@ from flowrl.config import bundled_configs
 from flowrl.errors import CheckpointError, ConfigError
 from flowrl.models import LoRA, StableDiffusion3
 from flowrl.rl import PPOClip
-from flowrl.train import Evaluation, UpdateSettings
+from flowrl.train import AdamW8bit, Evaluation, UpdateSettings
 from flowrl.train.ema import WeightAverage
 from flowrl.train.learner import Learner
 from flowrl.train.parallel import full_state, local_shard, reshard, start_accelerator
@@ -198,6 +198,7 @@ def test_what_cannot_be_sharded_is_refused_before_training(pipeline_folder, tmp_
     for version, fields, message in (
         (2, {"model": full, "objective": PPOClip(kl_weight=0.1)}, "ConfigError: a KL to the reference model cannot swap all weights"),
         (1, {"model": ExplodingSource()}, "ConfigError: FSDP 1 flattens parameters"),
+        (2, {"model": ExplodingSource(), "optimizer": AdamW8bit(lr=1e-3)}, "ConfigError: AdamW8bit does not know sharded weights"),
         (
             "1.12.0",
             {"model": ExplodingSource()},
