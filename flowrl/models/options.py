@@ -24,8 +24,9 @@ Compile = Literal["blocks", "network"]
 class ResourceOptions:
     """Where the frozen parts are, in which precision and pieces they work, and how the network is run.
 
-    None of these changes what is trained; those that only move memory may differ when a run is resumed. Their order by what they save on FLUX.1-dev in bfloat16: ``text_encoders`` 9.5 GB,
-    ``gradient_checkpointing`` and ``decode_tile`` several GB that grow with the picture, ``decoder`` 0.3 GB.
+    None of these changes what is trained; those that only move memory may differ when a run is resumed. Their order by what they save on
+    FLUX.1-dev in bfloat16: ``text_encoders`` 9.5 GB, ``gradient_checkpointing`` and ``decode_tile`` several GB that grow with the picture,
+    ``decoder`` 0.3 GB.
 
     Attributes:
         gradient_checkpointing: Recompute activations in the backward pass: about a third more compute, far less memory.
