@@ -17,6 +17,7 @@ __all__ = ["compile_network", "use_attention"]
 
 logger = logging.getLogger(__name__)
 
+_EXTRAS = {"xformers": "xformers", "flash": "flash", "flash_varlen": "flash"}
 _TOLERANCE = 0.05  # of an attention's output of size about 1, in bfloat16
 
 
@@ -84,7 +85,7 @@ def _explained(backend: str, device: torch.device, dtype: torch.dtype) -> Any:
         raise
     except Exception as error:  # whatever a foreign kernel raises where it is missing or does not fit
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        extra = "; pip install 'flowrl-torch[xformers]' on a machine with CUDA" if backend == "xformers" else ""
+        extra = f"; pip install 'flowrl-torch[{_EXTRAS[backend]}]' on a machine with CUDA" if backend in _EXTRAS else ""
         raise ConfigError(
             f"attention back end {backend!r} does not work here, on {device.type} in {str(dtype).removeprefix('torch.')}: {reason}"
             f"{extra}; leave `attention` out for PyTorch's own"

@@ -42,16 +42,11 @@ def source(folder):
 # -------------------------------------------------------------------------------------------------------------- attention
 
 
-def test_a_back_end_that_is_not_installed_is_refused_with_what_to_do(source):
-    with pytest.raises(ConfigError, match=r"attention back end 'flash' does not work here, on cpu in float32: .*; leave `attention` out"):
-        replace(source, attention="flash").load("cpu")
-
-
-def test_xformers_is_refused_where_its_kernel_does_not_run(source):
-    with pytest.raises(
-        ConfigError, match=r"'xformers' does not work here, on cpu .*pip install 'flowrl-torch\[xformers\]' on a machine with CUDA"
-    ):
-        replace(source, attention="xformers").load("cpu")
+@pytest.mark.parametrize("backend", ["xformers", "flash"])
+def test_a_back_end_is_refused_where_its_kernel_does_not_run(source, backend):
+    remedy = rf"'{backend}' does not work here, on cpu .*pip install 'flowrl-torch\[{backend}\]' on a machine with CUDA"
+    with pytest.raises(ConfigError, match=remedy):
+        replace(source, attention=backend).load("cpu")
 
 
 def test_an_unknown_back_end_is_refused(source):
