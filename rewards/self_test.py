@@ -94,6 +94,10 @@ def run_self_test(reward: Any, *, cases: Sequence[KnownAnswer] | None = None, de
         if type(error) is ValueError and cases is None and not hasattr(reward, "known_answers"):
             return SelfTestReport(reward=name, cases=(), problems=())  # it wants other prompts than ours; nothing is known about it
         return SelfTestReport(reward=name, cases=(), problems=(f"{name} cannot score: {error}",))
+    except Exception as error:  # anybody's code; it may look for facts that our prompts do not have
+        known = cases is not None or hasattr(reward, "known_answers")
+        problems = (f"{name} cannot score: {type(error).__name__}: {error}",) if known else ()
+        return SelfTestReport(reward=name, cases=(), problems=problems)
     general = _general_problems(name, scored)
     particular = [f"{name}: {outcome.problem}" for outcome in outcomes if outcome.problem]
     return SelfTestReport(reward=name, cases=tuple(outcomes), problems=tuple(general or particular))

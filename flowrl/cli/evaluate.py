@@ -52,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
     from flowrl.cli.console import load_trainer
     from flowrl.cli.processes import Processes
     from flowrl.train.comparison import Comparison
+    from flowrl.train.record import in_training
 
     trainer, folder = load_trainer(args.source, args.overrides)
     subjects = _subjects(folder, args.checkpoint)
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         folder=args.out or _folder(folder, subjects),
         evaluation=_evaluation(trainer, args),
         subjects=subjects,
-        trained=list(trainer.reward.weights),
+        trained=in_training(trainer.reward.weights),
     )
     processes = Processes()
     if processes.is_main:

@@ -53,10 +53,12 @@ def _drawing(trainer: RLTrainer, args: argparse.Namespace) -> Evaluation:
     from dataclasses import replace
 
     from flowrl.errors import ConfigError
+    from flowrl.train.prompts import load_prompts
 
     if trainer.evaluation is None:
         raise ConfigError(f"{args.source} has no evaluation, whose sampler draws the pictures; add evaluation.sampler to it")
-    prompts = tuple(args.prompt) or tuple(trainer.evaluation.texts)
+    known = {str(prompt): prompt for prompt in reversed([*trainer.evaluation.texts, *load_prompts(trainer.prompts)])}  # with their facts
+    prompts = tuple(known.get(prompt, prompt) for prompt in args.prompt) or tuple(trainer.evaluation.texts)
     return replace(
         trainer.evaluation,
         prompts=prompts,

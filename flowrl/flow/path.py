@@ -234,7 +234,8 @@ class VariancePreserving(AffinePath):
         largest = float(self.times()[-1])
         if float(torch.as_tensor(t).max()) > largest + 1e-6:
             raise ValueError(
-                f"this schedule's largest noise level is {largest:.6f}, got t = {float(torch.as_tensor(t).max()):.6f}; start the grid there"
+                f"this schedule's largest noise level is {largest:.6f}, got t = {float(torch.as_tensor(t).max()):.6f}; start the grid "
+                "there, as samplers.DiffusionGrid does"
             )
         dtype = float_dtype(t, like) if isinstance(t, Tensor) else float_dtype(like)
         # Near pure noise 1 − t is 5e-4: in float32 it would be wrong by 1e-4 of itself, and with it all predicted data.

@@ -70,7 +70,7 @@ def check_parts(folder: Path, parts: Mapping[str, Any], unneeded: Collection[str
     if missing:
         raise CheckpointError(
             f"{folder} lacks {', '.join(missing)}, which its model_index.json names; copy or download the pipeline whole, "
-            "or write [null, null] there for a part that it can do without"
+            "or write [null, null] there for a part that it can do without, such as Stable Diffusion 3's T5"
         )
 
 

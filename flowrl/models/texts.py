@@ -14,6 +14,7 @@ from flowrl.errors import ConfigError
 from flowrl.models.cache import PromptCache
 from flowrl.models.embedding_store import EmbeddingStore, folder_fingerprint
 from flowrl.models.placement import Parked, all_at_work
+from flowrl.models.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -105,7 +106,9 @@ class PromptEncoder:
         """The encoders, read if they are not there."""
         if self._encoders is None:
             self._encoders = {}
-            for name, module in self._source.read_text_encoders().items():
+            with quiet_libraries():
+                read = self._source.read_text_encoders()
+            for name, module in read.items():
                 setattr(self._pipeline, name, module)
                 self._encoders[name] = Parked(module, self._device)
         return [*self._encoders.values(), *self._helpers]
@@ -129,10 +132,9 @@ def encoder_identity(source: DiffusersSource) -> dict[str, Any]:
     shared = {field.name for field in fields(DiffusersSource)}
     settings = {field.name: getattr(source, field.name) for field in fields(source) if field.name not in shared}
     if source.encodes_with:
-        settings |= {"height": source.height, "width": source.width}
-    parts = sorted(
-        set(pipeline_config(source.path)) - {source.network, "scheduler", *source.unused_parts, *({"vae"} - {*source.encodes_with})}
-    )
+        settings |= {name: getattr(source, name) for name in ("height", "width", "decoder_dtype", "decode_tile")}
+    there = {name for name, where in pipeline_config(source.path).items() if not isinstance(where, list | tuple) or where[0] is not None}
+    parts = sorted(there - {source.network, "scheduler", *source.unused_parts, *({"vae"} - {*source.encodes_with})})
     return {
         "adapter": type(source).__name__,
         "settings": {name: repr(value) for name, value in settings.items()},

@@ -6,13 +6,16 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from flowrl.train.metrics import METRICS_FILE
 
-__all__ = ["RunRecord", "read_record"]
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["RunRecord", "in_training", "read_record"]
 
 EVAL, CI95, TRAINED, HELD_OUT = "eval/", "_ci95", "reward/", "heldout"
 
@@ -48,8 +51,11 @@ class RunRecord:
 
     @property
     def trained(self) -> list[str]:
-        """The reward parts that training logged."""
-        return list(dict.fromkeys(key.removeprefix(TRAINED) for line in self.train for key in line if key.startswith(TRAINED)))
+        """The reward parts that training logged and that count there."""
+        logged = dict.fromkeys(key.removeprefix(TRAINED) for line in self.train for key in line if key.startswith(TRAINED))
+        reward = self.config.get("reward")
+        weights = reward.get("weights") if isinstance(reward, dict) else None
+        return in_training(dict.fromkeys(logged, 1.0) | {part: x for part, x in (weights or {}).items() if part in logged})
 
     def held_out(self, part: str) -> bool:
         """Whether a score takes no part in training."""
@@ -67,6 +73,16 @@ class RunRecord:
         """A cumulative field (``network_evaluations``, ``images``, ``seconds``) after so many updates; 0 before the first."""
         done = [line[name] for line in self.train if line["update"] < update and name in line]
         return float(done[-1]) if done else 0.0
+
+
+def in_training(weights: Mapping[str, float]) -> list[str]:
+    """The parts of a reward that are trained on: those with a weight, and those reported beside their own scale or rank.
+
+    >>> in_training({"hps": 1.0, "clip": 0.0, "clip_normalised": 0.5, "aesthetic": 0.0})
+    ['hps', 'clip', 'clip_normalised']
+    """
+    counted = [part for part, weight in weights.items() if weight]
+    return [part for part in weights if part in counted or any(other.startswith(f"{part}_") for other in counted)]
 
 
 def read_record(folder: Path) -> RunRecord:

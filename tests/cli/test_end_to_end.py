@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,10 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
 from scipy import stats
 
+from flowrl.cli import sample
+from flowrl.cli.console import load_trainer
 from flowrl.cli.main import main
+from flowrl.rl import Prompt, facts_of
 
 pytestmark = pytest.mark.slow
 
@@ -234,6 +238,14 @@ def test_samples_of_a_run_are_those_of_its_checkpoint_and_of_a_config_those_of_t
     pictures = [picture(grid) for grid in grids]
     assert pictures[0].shape[1] == 20 + 4 * (112 + 20)  # two prompts, two pictures each
     assert any(not np.array_equal(pictures[0], other) for other in pictures[1:])
+
+
+def test_a_prompt_of_the_run_is_sampled_with_its_facts(tmp_path):
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "seven", "count": 7}\n', encoding="utf-8")
+    trainer, _ = load_trainer(CONFIG, [f"prompts={tmp_path}/prompts.jsonl"])
+    known, unknown = sample._drawing(trainer, SimpleNamespace(prompt=["seven", "a new one"], images=1, seed=0)).texts
+    assert (known, facts_of(known)) == (Prompt("seven", facts={"count": 7}), {"count": 7})
+    assert unknown == "a new one"
 
 
 def test_ctrl_c_checkpoints_and_shows_the_command_that_goes_on(tmp_path):

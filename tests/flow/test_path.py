@@ -182,7 +182,9 @@ def test_a_timestep_outside_the_schedule_is_refused(timestep):
 
 
 def test_noise_levels_above_the_schedule_are_refused():
-    with pytest.raises(ValueError, match=r"largest noise level is 0\.99\d+, got t = 1\.0+; start the grid there"):
+    with pytest.raises(
+        ValueError, match=r"largest noise level is 0\.99\d+, got t = 1\.0+; start the grid there, as samplers.DiffusionGrid does"
+    ):
         DiffusionField(network=exact_network("epsilon"), path=VP, kind="epsilon")(torch.zeros(2, 3), 1.0, Condition(rows=2))
 
 

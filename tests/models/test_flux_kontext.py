@@ -8,6 +8,7 @@ from PIL import Image
 
 from flowrl.errors import ConfigError
 from flowrl.models import Flux1Kontext
+from flowrl.models.texts import encoder_identity
 from flowrl.rl import Prompt
 
 
@@ -92,3 +93,8 @@ def test_a_run_with_a_prompt_that_has_no_picture_is_refused_before_anything_load
     prompts = [with_picture(tmp_path, Image.new("RGB", (8, 8))), "red"]
     with pytest.raises(ValueError, match=r"the prompt 'red' names no picture to edit"):
         two_updates(source, tmp_path, prompts)
+
+
+@pytest.mark.parametrize("option", [{"decoder_dtype": "bfloat16"}, {"decode_tile": 64}])
+def test_cached_pictures_are_not_those_of_another_autoencoder_s_arithmetic(case, option):
+    assert encoder_identity(case.source(**option)) != encoder_identity(case.source())

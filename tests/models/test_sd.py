@@ -168,7 +168,9 @@ def test_more_steps_than_timesteps_are_refused(folder_of):
 
 def test_times_above_the_schedule_are_refused(folder_of):
     model = StableDiffusion(path=str(folder_of(StableDiffusion))).load("cpu")
-    with pytest.raises(ValueError, match=r"largest noise level is 0\.93\d+, got t = 1\.0+; start the grid there"):
+    with pytest.raises(
+        ValueError, match=r"largest noise level is 0\.93\d+, got t = 1\.0+; start the grid there, as samplers.DiffusionGrid does"
+    ):
         model.field()(standard_noise(model, 1), 1.0, model.encode(["cat"]))
 
 

@@ -9,6 +9,7 @@ import pytest
 from flowrl.errors import CheckpointError, ConfigError
 from flowrl.models import AutoModel, StableDiffusion3
 from flowrl.models.source import resolve_path
+from flowrl.models.texts import encoder_identity
 
 
 @pytest.mark.parametrize(
@@ -108,3 +109,11 @@ def test_a_field_that_the_found_adapter_lacks_comes_with_the_nearest_one(pipelin
         TypeError, match=r"flowrl.models.StableDiffusion3, which reads .*, has no field 'guidance'; did you mean 'guidance_scale'"
     ):
         AutoModel(path=str(pipeline_folder), guidance=3.0)
+
+
+def test_a_text_encoder_that_the_index_leaves_out_makes_other_embeddings_although_its_files_are_there(pipeline_folder, tmp_path):
+    folder = shutil.copytree(pipeline_folder, tmp_path / "copy")
+    before = encoder_identity(StableDiffusion3(path=str(folder)))
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"text_encoder_2": [None, None]}))
+    assert encoder_identity(StableDiffusion3(path=str(folder))) != before

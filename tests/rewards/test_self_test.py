@@ -186,8 +186,16 @@ def test_a_reward_without_known_answers_is_asked_for_photographs_and_may_refuse_
         def __call__(self, samples, prompts):
             raise ValueError("a prompt needs a digit")
 
+    class Factual(Plain):
+        def __call__(self, samples, prompts):
+            return RewardBatch({"plain": torch.tensor([prompt.facts["count"] for prompt in prompts])})
+
     assert run_self_test(Plain()).problems == ()
     assert len(run_self_test(Plain()).cases) == 1
+    assert (run_self_test(Factual()).problems, run_self_test(Factual()).cases) == ((), ())
+    case = KnownAnswer.of_pictures("own", torch.zeros(2, 3, 4, 4), "a")
+    (problem,) = run_self_test(Factual(), cases=[case]).problems
+    assert problem == "Factual cannot score: AttributeError: 'str' object has no attribute 'facts'"
     assert "every score is 0.5" in run_self_test(Constant()).problems[0]
     assert (run_self_test(Picky()).problems, run_self_test(Picky()).cases) == ((), ())
 

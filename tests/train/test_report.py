@@ -2,6 +2,7 @@ import base64
 import json
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from scipy import stats
 
 from flowrl.train.evaluation_result import EvaluationResult, evaluation_folder
 from flowrl.train.outcomes import outcomes, warnings
-from flowrl.train.record import read_record
+from flowrl.train.record import RunRecord, read_record
 from flowrl.train.report import write_report
 
 IMAGES = 12
@@ -297,3 +298,11 @@ def test_image_statistics_that_drift_are_an_alarm(tmp_path):
     drifted = result(0.4, 0.9)
     drifted.monitors["edge_density"] = drifted.monitors["edge_density"] * 1.6
     assert "edge density moved by +60%" in hacked(tmp_path, drifted)[0]
+
+
+def test_a_part_of_weight_zero_is_held_out_unless_it_is_trained_by_its_scale_or_rank():
+    weights = {"hps": 1.0, "clip": 0.0, "jpeg": 0.0, "jpeg_rank": 0.5}
+    line = {"update": 0, **{f"reward/{part}": 0.1 for part in weights}}
+    record = RunRecord(folder=Path(), config={"reward": {"weights": weights}}, train=[line], evals=[], notes=[])
+    assert [record.held_out(part) for part in weights] == [False, True, False, False]
+    assert replace(record, config={}).trained == [*weights]
