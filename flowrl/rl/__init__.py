@@ -5,7 +5,17 @@ from flowrl.rl.objectives import OBJECTIVES, Objective, PolicyGradient, PPOClip,
 from flowrl.rl.prompt import Prompt, facts_of
 from flowrl.rl.prompts import PromptSampler, UniformPrompts
 from flowrl.rl.registry import Registry
-from flowrl.rl.reward import GroupReward, Reward, RewardBatch, check_prompts, check_ready, load_reward, part_weights, submit_scores
+from flowrl.rl.reward import (
+    GroupReward,
+    Reward,
+    RewardBatch,
+    check_prompts,
+    check_ready,
+    load_reward,
+    part_weights,
+    submit_scores,
+    with_those_within,
+)
 
 __all__ = [
     "OBJECTIVES",
@@ -32,4 +42,5 @@ __all__ = [
     "part_weights",
     "register_objective",
     "submit_scores",
+    "with_those_within",
 ]

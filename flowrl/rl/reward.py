@@ -13,7 +13,17 @@ from flowrl.errors import close_match
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-__all__ = ["GroupReward", "Reward", "RewardBatch", "check_prompts", "check_ready", "load_reward", "part_weights", "submit_scores"]
+__all__ = [
+    "GroupReward",
+    "Reward",
+    "RewardBatch",
+    "check_prompts",
+    "check_ready",
+    "load_reward",
+    "part_weights",
+    "submit_scores",
+    "with_those_within",
+]
 
 
 @dataclass(frozen=True)
@@ -133,7 +143,7 @@ def load_reward(reward: Reward | GroupReward, device: torch.device | str) -> Non
     Raises:
         RewardError: If weights are missing or do not fit.
     """
-    for part in _with_those_within(reward):
+    for part in with_those_within(reward):
         if (load := getattr(part, "load", None)) is not None:
             load(device)
 
@@ -148,16 +158,16 @@ def check_prompts(reward: object, prompts: Sequence[str]) -> None:
     Raises:
         ValueError: If a prompt cannot be scored.
     """
-    for part in _with_those_within(reward):
+    for part in with_those_within(reward):
         if (check := getattr(part, "check_prompts", None)) is not None:
             check(prompts)
 
 
-def _with_those_within(reward: object) -> Iterator[object]:
+def with_those_within(reward: object) -> Iterator[object]:
     """A reward, and those that it holds as ``rewards`` or ``reward``."""
     yield reward
     for part in (*getattr(reward, "rewards", ()), *filter(None, [getattr(reward, "reward", None)])):
-        yield from _with_those_within(part)
+        yield from with_those_within(part)
 
 
 def submit_scores(reward: Reward | GroupReward, samples: Tensor, prompts: Sequence[str], groups: Tensor) -> Callable[[], RewardBatch]:

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from flowrl.errors import CheckpointError, NonFiniteError, RewardError
 from flowrl.models.quiet import quiet_libraries
-from flowrl.rl import UniformPrompts, check_prompts, check_ready, load_reward, part_weights
+from flowrl.rl import UniformPrompts, check_prompts, check_ready, load_reward, part_weights, with_those_within
 from flowrl.train.checkpoint import CheckpointFolder
 from flowrl.train.describe import describe
 from flowrl.train.ema import WeightAverage
@@ -133,8 +133,10 @@ class Run:
         kept = batch.kept.tolist()
         indices = [index for index, is_kept in zip(batch.indices, kept, strict=True) if is_kept]
         self.prompt_sampler.observe(indices, self._weighted(batch.rewards))
-        if (observe := getattr(self.trainer.reward, "observe", None)) is not None:
-            observe({name: batch.rewards[..., part] for part, name in enumerate(self.trainer.reward.weights)})
+        scores = {name: batch.rewards[..., part] for part, name in enumerate(self.trainer.reward.weights)}
+        for part in with_those_within(self.trainer.reward):
+            if (observe := getattr(part, "observe", None)) is not None:
+                observe(scores)
         seconds = batch.seconds | {"update": time.perf_counter() - collected}
         self._count(batch, time.perf_counter() - start)
         line = train_line(self.counters, self.trainer.reward, batch.rewards, len(indices), metrics, seconds)
@@ -306,9 +308,8 @@ class Run:
         prepared, optimizer = self.accelerator.prepare(model.module, optimizer)
         parameters = model.trainable_parameters()  # under FSDP 2 other objects than before
         average = None if self.trainer.ema_decay is None else WeightAverage(parameters, self.trainer.ema_decay)
-        reward: Any = self.trainer.reward
-        scales = reward if getattr(reward, "state_dict", dict)() else None
-        kept = [self.counters, schedule, self.prompt_sampler, self.trainer.objective, average, scales]
+        scales = [part for part in with_those_within(self.trainer.reward) if getattr(part, "state_dict", dict)()]
+        kept = [self.counters, schedule, self.prompt_sampler, self.trainer.objective, average, *scales]
         self.accelerator.register_for_checkpointing(*[item for item in kept if item is not None])
         return Learner(
             accelerator=self.accelerator,

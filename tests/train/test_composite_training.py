@@ -35,6 +35,20 @@ def test_the_scale_of_an_update_is_that_of_the_updates_before_it(tmp_path):
     assert told[0]["reward/diversity_normalised"] == pytest.approx(0.0, abs=1e-5)
 
 
+@pytest.mark.parametrize("wrap", [lambda inner: WithinGroupRank(reward=inner), lambda inner: CompositeReward(rewards=(inner,))])
+def test_a_scale_inside_another_reward_remembers_as_well(wrap, tmp_path):
+    def scaled():
+        return wrap(CompositeReward(rewards=(Brightness(),), normalise={"brightness": RunningScale(decay=0.5)}))
+
+    trainer(tmp_path / "whole", reward=scaled(), updates=4).run()
+    told = lines(tmp_path / "whole")
+    assert told[0]["reward/brightness_normalised"] == pytest.approx(told[0]["reward/brightness"], abs=1e-6)
+    assert told[1]["reward/brightness_normalised"] != pytest.approx(told[1]["reward/brightness"], abs=1e-2)
+    trainer(tmp_path / "run", reward=scaled(), updates=2).run()
+    trainer(tmp_path / "run", reward=scaled(), updates=4).run(resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "run", 4)
+
+
 def test_what_a_run_writes_down_builds_the_same_reward_without_its_memory():
     from flowrl.config import instantiate
 
