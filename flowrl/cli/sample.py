@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="CONFIG|RUN", help="a config, or a folder that flowrl train wrote")
     parser.add_argument("--checkpoint", metavar="C", help="a checkpoint's folder, or the updates it was taken after (of a RUN)")
     parser.add_argument("--prompt", action="append", default=[], help="what to draw; may be given several times")
+    parser.add_argument("--prompts", metavar="FILE", help="a prompt file, in any of the formats of flowrl evaluate; jsonl may hold facts")
     parser.add_argument("--images", type=int, default=1, help="pictures of each prompt (default 1)")
     parser.add_argument("--seed", type=int, default=0, help="of the noise (default 0)")
     parser.add_argument("--out", type=Path, default=Path("grid.png"), help="where to write the PNG (default grid.png)")
@@ -58,7 +59,8 @@ def _drawing(trainer: RLTrainer, args: argparse.Namespace) -> Evaluation:
     if trainer.evaluation is None:
         raise ConfigError(f"{args.source} has no evaluation, whose sampler draws the pictures; add evaluation.sampler to it")
     known = {str(prompt): prompt for prompt in reversed([*trainer.evaluation.texts, *load_prompts(trainer.prompts)])}  # with their facts
-    prompts = tuple(known.get(prompt, prompt) for prompt in args.prompt) or tuple(trainer.evaluation.texts)
+    asked = [*(known.get(prompt, prompt) for prompt in args.prompt), *(load_prompts(args.prompts) if args.prompts else [])]
+    prompts = tuple(asked or trainer.evaluation.texts)
     return replace(
         trainer.evaluation,
         prompts=prompts,

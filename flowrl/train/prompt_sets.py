@@ -65,11 +65,11 @@ def _of_folder(folder: Path) -> list[str]:
 
 
 def _of_lines(path: Path) -> list[str]:
-    return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    return [line.strip() for line in _lines(path) if line.strip()]
 
 
 def _of_json_lines(path: Path) -> list[str]:
-    lines = enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1)
+    lines = enumerate(_lines(path), start=1)
     return [_entry(_json(line, f"{path}, line {number}"), f"{path}, line {number}", path) for number, line in lines if line.strip()]
 
 
@@ -117,6 +117,11 @@ def _text_name(names: Iterable[str]) -> str | None:
     """The first of the usual names, whatever its case; a file that has several means the earlier in our list."""
     by_lower = {name.lower(): name for name in names}
     return next((by_lower[name] for name in TEXT_NAMES if name in by_lower), None)
+
+
+def _lines(path: Path) -> list[str]:
+    """Cut at line feeds alone: other separators of Unicode may stand inside a prompt."""
+    return path.read_text(encoding="utf-8-sig").replace("\r\n", "\n").split("\n")
 
 
 def _json(text: str, place: str) -> Any:

@@ -233,7 +233,9 @@ def test_samples_of_a_run_are_those_of_its_checkpoint_and_of_a_config_those_of_t
     prompts = ["--prompt", "seven", "--prompt", "two", "--images", "2"]
     assert main(["sample", str(run), *prompts, "--out", str(grids[0])]) == 0
     assert main(["sample", str(run), "--checkpoint", "2", *prompts, "--out", str(grids[1])]) == 0
-    assert main(["sample", CONFIG, *prompts, "--out", str(grids[2])]) == 0
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "seven"}\n{"prompt": "two", "style": "thin"}', encoding="utf-8")
+    from_file = ["--prompts", str(tmp_path / "prompts.jsonl"), "--images", "2"]
+    assert main(["sample", CONFIG, *from_file, "--out", str(grids[2])]) == 0
     assert capsys.readouterr().out.split() == [str(grid) for grid in grids]
     pictures = [picture(grid) for grid in grids]
     assert pictures[0].shape[1] == 20 + 4 * (112 + 20)  # two prompts, two pictures each

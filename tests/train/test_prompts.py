@@ -10,6 +10,12 @@ def test_prompts_are_the_lines_that_are_not_blank(tmp_path):
     assert load_prompts(file) == ["a red fox", "naïve café", "雨"]
 
 
+def test_separators_other_than_a_line_feed_belong_to_the_prompt(tmp_path):
+    for name, content in (("a.txt", "a\u2028b\u0085c\nd"), ("a.jsonl", '{"prompt": "a\u2028b\u0085c"}\r\n{"prompt": "d"}')):
+        (tmp_path / name).write_text(content, encoding="utf-8", newline="")
+        assert load_prompts(tmp_path / name) == ["a\u2028b\u0085c", "d"]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
