@@ -61,6 +61,21 @@ class Experience:
         """All parents, noisiest first: ``(parent,)`` integer."""
         return torch.argsort(self.trajectory.t, descending=True, stable=True)
 
+    def cut_by_time(self, count: int) -> list[Tensor]:
+        """All parents in so many parts of about the same number, noisiest first; some are empty if there are fewer parents."""
+        return list(self.parents_by_time().tensor_split(count))
+
+    def cut_by_sample(self, count: int) -> list[Tensor]:
+        """All parents in so many parts, each with all parents of its share of the rows, noisiest first.
+
+        A parent that several rows share goes with the first of them; a part may be empty.
+        """
+        index, by_time = self.trajectory.parent_index, self.parents_by_time()
+        rows = torch.arange(len(index), device=index.device)[:, None].expand_as(index)
+        first = rows.new_full((len(self.trajectory.parents),), len(index)).scatter_reduce(0, index.flatten(), rows.flatten(), "amin")
+        part = (first * count // len(index))[by_time]
+        return [by_time[part == number] for number in range(count)]
+
     def children_of(self, parents: Tensor) -> Children:
         """The children of these parents, ``(parent,)`` integer."""
         position = torch.full((len(self.trajectory.parents),), -1, device=parents.device)

@@ -117,24 +117,33 @@ class Learner:
             Metrics averaged over processes, optimiser steps and micro-batches (maxima for names ending in ``_max_dev``).
 
         Raises:
-            ConfigError: If there are more minibatches than states to train.
+            ConfigError: If there are more minibatches than states, or samples with states of their own, to train.
             NonFiniteError: If a loss or gradient is not finite; the weights are then those before that optimiser step (DeepSpeed
                 finds a gradient's fault only after it).
         """
-        by_time = experience.parents_by_time()
-        if len(by_time) < self.settings.minibatches:
-            raise ConfigError(
-                f"minibatches is {self.settings.minibatches}, but a rollout has only {len(by_time)} states to train per process"
-            )
+        minibatches = self._minibatches(experience)
         self.steps = 0
         collected: list[dict[str, float]] = []
         for _ in range(self.settings.epochs):
-            for parents in by_time.tensor_split(self.settings.minibatches):
+            for parents in minibatches:
                 collected.append(self._optimizer_step(experience, parents))
                 self.steps += 1
         self.steps = 0
         size = self.accelerator.gather(experience.advantage.abs().mean()[None]).mean()
         return _merge(collected) | {"advantage_abs": float(size)}
+
+    def _minibatches(self, experience: Experience) -> list[Tensor]:
+        """The parents of each optimiser step of a pass."""
+        count, states = self.settings.minibatches, len(experience.trajectory.parents)
+        if self.settings.cut_by == "time":
+            parts, problem = experience.cut_by_time(count), f"a rollout has only {states} states to train per process"
+        else:
+            samples = len(experience.trajectory.group)
+            parts = experience.cut_by_sample(count)
+            problem = f"{samples} samples per process with {states} states to train, some of them shared, do not fill them; cut_by=time may"
+        if not all(map(len, parts)):
+            raise ConfigError(f"minibatches is {count}, but {problem}")
+        return parts
 
     def _optimizer_step(self, experience: Experience, parents: Tensor) -> dict[str, float]:
         scorer, chunks = self.scorer, parents.split(self.settings.micro_batch)

@@ -130,6 +130,13 @@ def test_all_steps_are_stochastic_except_where_the_dynamics_or_the_user_say_othe
     assert len(sde(train_fraction=0.99).trained()) == 5
 
 
+def test_the_last_step_can_be_stochastic_and_not_trained():
+    """Flow-GRPO's scripts train int(0.99 · 10) = 9 of 10 steps and draw all of them."""
+    flow_grpo = sde(steps=10, train_last=False)
+    assert flow_grpo.stochastic() == tuple(range(10))
+    assert flow_grpo.trained() == flow_grpo.for_update(3, 1).trained() == tuple(range(9))
+
+
 def test_a_progressive_window_moves_by_its_stride_and_starts_again():
     """Ten steps, a window of four by two: it may start at 0, 2, 4 and 6."""
     mix = window(size=4, stride=2, shift_every=25)
@@ -207,6 +214,7 @@ def test_stochastic_sampling_of_an_exact_field_ends_at_the_data(sampler):
         (lambda: sde(sde_indices=(5,), exclude_last=True), "at least one step must be stochastic"),
         (lambda: sde(train_fraction=0.0), r"train_fraction must lie in \(0, 1\], got 0"),
         (lambda: sde(train_fraction=1.5), "got 1.5"),
+        (lambda: sde(sde_indices=(5,), train_last=False), "train_last=False leaves no step to train"),
         (lambda: sde(train_fraction=float("nan")), "got nan"),
         (lambda: sde(trained_indices=()), "trained_indices must name at least one step"),
         (lambda: sde(sde_indices=(1, 2), trained_indices=(3,)), r"trained_indices \[3\] are not stochastic"),

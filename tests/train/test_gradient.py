@@ -8,6 +8,7 @@ import pytest
 import torch
 from toys import DYNAMICS, GRID, LinearNet, N, TableNet, ToyModel, gradient, make_experience, make_learner, sde
 
+from flowrl.errors import ConfigError
 from flowrl.rl import PolicyGradient, PPOClip, StepBatch
 from samplers import SingularStochasticSampler, WindowSampler
 
@@ -71,6 +72,26 @@ def test_optimiser_steps_go_from_the_noisiest_time_to_the_cleanest():
     model.module.register_forward_hook(lambda module, inputs, output: seen.append(inputs[1].unique().tolist()))
     make_learner(model, minibatches=3).update(experience)
     assert seen == [[pytest.approx(float(GRID.times()[step]))] for step in (0, 1, 3)]
+
+
+def test_minibatches_of_samples_hold_all_steps_of_their_rows_and_take_their_own_mean():
+    model, seen = table(), []
+    experience = make_experience(model, SAMPLERS["all steps"])
+    expected = 2 * by_hand(model, experience, (0, 1, 2, 3))
+    model.module.register_forward_hook(lambda module, inputs, output: seen.append([inputs[2].unique().tolist(), len(inputs[1].unique())]))
+    found = gradient(make_learner(model, micro_batch=100, minibatches=2, cut_by="sample"), experience)["velocity"]
+    assert seen == [[[0], 4], [[1], 4]]  # rows of the first prompt at all four times, then those of the second
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-7)
+
+
+def test_a_shared_parent_goes_with_the_first_of_its_samples_and_empty_minibatches_are_refused():
+    model = table()
+    experience = make_experience(model, SAMPLERS["singular"])  # one parent per prompt and step, shared by all four samples of the prompt
+    parts = experience.cut_by_sample(2)
+    assert [sorted(experience.trajectory.parent_condition[part].tolist()) for part in parts] == [[0, 0, 0], [1, 1, 1]]
+    assert all((experience.trajectory.t[part].diff() < 0).all() for part in parts)
+    with pytest.raises(ConfigError, match="minibatches is 3, but 8 samples per process with 6 states to train, some of them shared"):
+        make_learner(model, minibatches=3, cut_by="sample").update(experience)
 
 
 @pytest.mark.parametrize("clip", [0.1, 1e-4])

@@ -295,6 +295,20 @@ def test_a_preset_names_its_source_and_the_exact_command(name):
         assert config_path(file[1])
 
 
+@pytest.mark.parametrize("name", [name for name in PRESETS if re.search("flow_grpo|dancegrpo|mixgrpo", name)])
+def test_the_baselines_cut_an_update_into_samples_as_their_scripts_do(name):
+    """There an optimiser step has all trained denoising steps of some of the samples; in G²RPO's script for HPSv2 it has one of all."""
+    assert instantiate(load_config(name)).update.cut_by == "sample"
+
+
+@pytest.mark.parametrize("kind", ["geneval", "ocr", "pickscore"])
+def test_flow_grpo_trains_all_steps_but_the_last_and_averages_weights_over_80_optimiser_steps(kind):
+    """``timestep_fraction`` 0.99 of 10 steps is 9; the weight average takes a tenth of the weights every eighth optimiser step."""
+    preset = instantiate(load_config(f"image/sd3_5_medium_flow_grpo_{kind}"))
+    assert preset.sampler.for_update(0, 0).trained() == tuple(range(9))
+    assert preset.ema_decay**8 == pytest.approx(0.9, abs=2e-3)
+
+
 def test_no_everyday_prompt_is_both_trained_and_evaluated():
     trained, evaluated = (load_prompts(f"assets/prompts/everyday_{part}.txt") for part in ("train", "eval"))
     assert (len(set(trained)), len(set(evaluated))) == (len(trained), len(evaluated)) == (201, 40)
