@@ -123,6 +123,8 @@ class Wan(DiffusersSource):
             raise ConfigError(f"num_frames must be >= 1, max_sequence_length in 1..512; got {self.num_frames}, {self.max_sequence_length}")
         if self.guidance_scale_2 is not None and not self.guidance_scale_2 >= 1:
             raise ConfigError(f"guidance_scale_2 must be >= 1, got {self.guidance_scale_2}; 1 is no guidance")
+        if self.guidance_scale == 1 and self.guidance_scale_2 not in (None, 1):
+            raise ConfigError(f"guidance_scale_2 {self.guidance_scale_2:g} has no effect where guidance_scale is 1; set that above 1")
         if self.trained_expert == "low_noise":
             object.__setattr__(self, "network", "transformer_2")
 

@@ -234,11 +234,12 @@ def test_the_reference_is_the_base_model_and_weights_come_back(source_of):
         ("2.1", {"num_frames": 4}, "num_frames must be one more than a multiple of 4 for .*, got 4"),
         ("2.1", {"num_frames": 0}, "num_frames must be >= 1, .*; got 0, 12"),
         ("2.2 A14B", {"guidance_scale_2": 0.0}, "guidance_scale_2 must be >= 1, got 0.0"),
+        ("2.2 A14B", {"guidance_scale_2": 3.0}, "guidance_scale_2 3 has no effect where guidance_scale is 1; set that above 1"),
         ("2.1", {"max_sequence_length": 513}, r"max_sequence_length in 1\.\.512; got 5, 513"),
         ("2.1", {"trained_expert": "low"}, "trained_expert must be high_noise or low_noise, got 'low'"),
         ("2.1", {"trained_expert": "low_noise"}, "has one transformer; leave out trained_expert and guidance_scale_2"),
         ("2.2 A14B", {"tail_cache": FirstBlockCache()}, "has two experts, between which a tail_cache cannot tell"),
-        ("2.2 5B", {"guidance_scale_2": 3.0}, "has one transformer; leave out trained_expert and guidance_scale_2"),
+        ("2.2 5B", {"guidance_scale": 5.0, "guidance_scale_2": 3.0}, "has one transformer; leave out trained_expert and guidance_scale_2"),
     ],
 )
 def test_a_value_that_does_not_fit_is_refused(source_of, version, fields, message):
