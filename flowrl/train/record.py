@@ -106,8 +106,10 @@ def read_record(folder: Path) -> RunRecord:
     lines = _lines(path, notes)
     if not lines:
         raise ValueError(f"{path} holds no complete line yet; let the run finish its first update or evaluation")
-    config = _config(folder / "config.yaml", notes)
-    return RunRecord(folder=folder, config=config, train=_of_kind(lines, "train"), evals=_of_kind(lines, "eval"), notes=notes)
+    config, evals = _config(folder / "config.yaml", notes), _of_kind(lines, "eval")
+    if evals and (first := evals[0]["update"]):
+        notes.append(f"The weights from before training have no evaluation here; what is called before is the state after update {first}.")
+    return RunRecord(folder=folder, config=config, train=_of_kind(lines, "train"), evals=evals, notes=notes)
 
 
 def _lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:

@@ -234,6 +234,8 @@ class Run:
         if evaluation is None or (update % self.trainer.evaluate_every and update != self.trainer.updates) or self._is_evaluated(update):
             return
         result = self._evaluate(evaluation)
+        if result is None:
+            return
         line: dict[str, Any] = {"kind": "eval", "update": update, **result.line()}
         if self._log is not None:
             result.save(evaluation_folder(self.trainer.folder, update))
@@ -242,8 +244,8 @@ class Run:
                 save_png(result.grid(f"after {update} updates"), self.trainer.folder / line["grid"])
         self._record(line | {name: getattr(self.counters, name) for name in ("network_evaluations", "trained_states", "images", "seconds")})
 
-    def _evaluate(self, evaluation: Evaluation) -> EvaluationResult:
-        """Processes share the prompts; a score that is not a number stops all of them."""
+    def _evaluate(self, evaluation: Evaluation) -> EvaluationResult | None:
+        """Processes share the prompts; a score that is missing stops all of them, or leaves the evaluation out."""
         module, share = self.accelerator.unwrap_model(self.learner.prepared), None
         with self.learner.released_weights():
             try:
@@ -255,7 +257,10 @@ class Run:
         shares = gather_object([problem if share is None else share])
         for found in shares:
             if isinstance(found, Exception):
-                raise found
+                if self.trainer.on_reward_failure == "stop":
+                    raise found
+                logger.warning("the evaluation after %d updates is left out: %s", self.counters.update, found)
+                return None
         return EvaluationResult.merge(shares)
 
     def _is_evaluated(self, update: int) -> bool:

@@ -48,7 +48,8 @@ class RLTrainer:
         reward_batch: Pictures decoded and scored at a time, per process.
         rollout_parts: Into how many parts a process cuts its prompts; a reward on a server scores one while the next is drawn.
         on_reward_failure: ``stop`` ends the run, with a checkpoint, where a score is missing or no number; ``drop`` goes on without the
-            groups concerned, counts them in ``groups_dropped`` and only stops if none is left.
+            groups concerned, counts them in ``groups_dropped`` and only stops if none is left; an evaluation with such a score is left
+            out, with a warning.
         ema_decay: Decay of the weight average that is then evaluated and released; None for none.
         mixed_precision: Autocast of the trained network; ``None`` leaves it to accelerate's own config.
         find_unused_parameters: For DDP, where a model does not use all of its trained parameters.

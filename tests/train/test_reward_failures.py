@@ -25,6 +25,7 @@ from flowrl.flow import FlowSDE, Trajectory
 from flowrl.rl import RewardBatch
 from flowrl.train import Evaluation
 from flowrl.train.checkpoint import check_complete
+from flowrl.train.record import read_record
 from flowrl.train.report import write_report
 from flowrl.train.rollout import draw, join
 from flowrl.train.scores import score, submit
@@ -141,6 +142,29 @@ def test_an_evaluation_whose_reward_fails_stops_the_run_after_a_checkpoint(tmp_p
     with pytest.raises(RewardError, match="nowhere"):
         trainer(tmp_path / "run", evaluation=evaluation).run()
     assert check_complete(tmp_path / "run" / "checkpoints" / "update_000000") == 0
+
+
+@dataclass(frozen=True)
+class FailsOnce(Bright):
+    """Has no scores for its first call."""
+
+    calls: list = field(default_factory=list, compare=False)
+
+    def __call__(self, samples, prompts):
+        self.calls.append(len(prompts))
+        if len(self.calls) == 1:
+            raise RewardError("the server at nowhere does not answer")
+        return super().__call__(samples, prompts)
+
+
+def test_an_evaluation_whose_reward_fails_is_left_out_of_a_run_that_drops_what_is_not_scored(tmp_path, caplog):
+    evaluation = Evaluation(prompts=("0",), sampler=ODESampler(grid=ShiftedGrid(steps=2)), rewards=(FailsOnce(),))
+    trainer(tmp_path / "run", evaluation=evaluation, evaluate_every=3, updates=6, on_reward_failure="drop").run()
+    assert "the evaluation after 0 updates is left out: the server at nowhere does not answer" in caplog.text
+    record = read_record(tmp_path / "run")
+    assert [line["update"] for line in record.evals] == [3, 6]
+    assert len(record.train) == 6
+    assert "what is called before is the state after update 3" in record.notes[0]
 
 
 @dataclass(frozen=True)
