@@ -15,19 +15,19 @@ Example:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from flowrl.errors import FlowrlError
-from flowrl.rl import submit_scores
+from flowrl.rl import inner_rewards, submit_scores
 from rewards.known_answers import KnownAnswer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
-__all__ = ["CaseOutcome", "KnownAnswer", "SelfTestReport", "inner_rewards", "run_self_test", "run_self_tests"]
+__all__ = ["CaseOutcome", "KnownAnswer", "SelfTestReport", "run_self_test", "run_self_tests"]
 
 EQUAL = 1e-6  # scores nearer than this, relative to the larger of 1 and the score, count as the same
 
@@ -114,15 +114,6 @@ def run_self_tests(reward: Any, *, device: torch.device | str = "cpu") -> list[S
     reports = [report for other in inner for report in run_self_tests(other, device=device)]
     tested = not inner or hasattr(reward, "known_answers") or hasattr(reward, "self_test")
     return [*reports, run_self_test(reward, device=device)] if tested else reports
-
-
-def inner_rewards(reward: Any) -> Iterator[Any]:
-    """The rewards among the fields of a reward."""
-    values = [getattr(reward, field.name) for field in fields(reward)] if is_dataclass(reward) and not isinstance(reward, type) else []
-    for value in values:
-        for item in value if isinstance(value, list | tuple) else [value]:
-            if callable(item) and hasattr(item, "weights"):
-                yield item
 
 
 def _cases_of(reward: Any) -> list[KnownAnswer]:

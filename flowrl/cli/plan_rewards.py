@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from flowrl.train.plan import RewardNetwork
     from flowrl.train.trainer import RLTrainer
 
@@ -18,7 +16,6 @@ __all__ = ["reward_networks"]
 CLIPS = {"HPSv2": "clip_vit_h_14", "PickScore": "clip_vit_h_14", "Aesthetic": "clip_vit_l_14"}
 # Parameters of networks that are described by no more than their size; ImageReward.pt is 1.79 GB of float32.
 PARAMETERS = {"ImageReward": 447_000_000}
-INNER = ("reward", "rewards", "inner")  # fields in which a reward holds others
 
 
 def reward_networks(trainer: RLTrainer) -> list[RewardNetwork]:
@@ -26,23 +23,16 @@ def reward_networks(trainer: RLTrainer) -> list[RewardNetwork]:
 
     Rewards on a server, on the CPU or without a network take nothing; those of the user's own are unknown and left out.
     """
+    from flowrl.rl import with_those_within
+
     evaluated = trainer.evaluation.rewards if trainer.evaluation else ()
     found: dict[tuple[str, str], RewardNetwork] = {}
     for reward, trained_on in [(trainer.reward, True), *((reward, False) for reward in evaluated)]:
-        for part in _parts(reward):
+        for part in with_those_within(reward):
             network = _network(part, trained_on=trained_on)
             if network is not None:
                 found.setdefault((network.name, str(getattr(part, "checkpoint", ""))), network)
     return list(found.values())
-
-
-def _parts(reward: Any) -> Iterator[Any]:
-    """A reward and those inside it."""
-    yield reward
-    for name in INNER:
-        inside = getattr(reward, name, ())
-        for part in inside if isinstance(inside, tuple | list) else (inside,):
-            yield from _parts(part)
 
 
 def _network(reward: Any, *, trained_on: bool) -> RewardNetwork | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
@@ -19,6 +19,7 @@ __all__ = [
     "RewardBatch",
     "check_prompts",
     "check_ready",
+    "inner_rewards",
     "load_reward",
     "part_weights",
     "submit_scores",
@@ -124,20 +125,23 @@ def check_ready(reward: Reward | GroupReward) -> None:
     """Have a reward that can be out of reach, such as one on a server, say so before anything heavy is loaded.
 
     Args:
-        reward: Asked by its method ``check()``, if it has one.
+        reward: Asked by its method ``check()``, if it has one; else the rewards within it are.
 
     Raises:
         RewardError: If it cannot score.
     """
     if (check := getattr(reward, "check", None)) is not None:
         check()
+        return
+    for part in inner_rewards(reward):
+        check_ready(cast("Reward", part))
 
 
 def load_reward(reward: Reward | GroupReward, device: torch.device | str) -> None:
     """Have rewards with weights read them, so that what is missing shows before a rollout, not after.
 
     Args:
-        reward: Asked by its method ``load(device)``, if it has one; so are the rewards within it (``rewards``, ``reward``).
+        reward: Asked by its method ``load(device)``, if it has one; so are the rewards within it.
         device: Where the samples will be.
 
     Raises:
@@ -164,10 +168,19 @@ def check_prompts(reward: object, prompts: Sequence[str]) -> None:
 
 
 def with_those_within(reward: object) -> Iterator[object]:
-    """A reward, and those that it holds as ``rewards`` or ``reward``."""
+    """A reward, and all that it holds: see :func:`inner_rewards`."""
     yield reward
-    for part in (*getattr(reward, "rewards", ()), *filter(None, [getattr(reward, "reward", None)])):
+    for part in inner_rewards(reward):
         yield from with_those_within(part)
+
+
+def inner_rewards(reward: object) -> Iterator[object]:
+    """The rewards among the fields of a dataclass; of another object those in ``rewards`` and ``reward``."""
+    names = [field.name for field in fields(reward)] if is_dataclass(reward) and not isinstance(reward, type) else ("rewards", "reward")
+    for value in (getattr(reward, name, None) for name in names):
+        for item in value if isinstance(value, list | tuple) else (value,):
+            if callable(item) and hasattr(item, "weights"):
+                yield item
 
 
 def submit_scores(reward: Reward | GroupReward, samples: Tensor, prompts: Sequence[str], groups: Tensor) -> Callable[[], RewardBatch]:

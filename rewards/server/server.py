@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from flowrl.errors import ConfigError, RewardError, require
-from flowrl.rl import GroupReward, Reward
+from flowrl.rl import GroupReward, Reward, with_those_within
 from rewards.remote.limits import Limits
 from rewards.remote.wire import PROTOCOL
 from rewards.scales import BatchScale, RunningScale
-from rewards.self_test import inner_rewards, run_self_tests
+from rewards.self_test import run_self_tests
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -79,7 +79,7 @@ class RewardServer:
             raise ConfigError(f"port must be 0 to {_LAST_PORT}, got {self.port}")
         if self.batch < 1 or not self.window_ms >= 0 or not self.drain_s > 0:
             raise ConfigError(f"batch must be >= 1, window_ms >= 0 and drain_s > 0, got {self.batch}, {self.window_ms} and {self.drain_s}")
-        for reward in _nested(self.reward):
+        for reward in with_those_within(self.reward):
             scales = getattr(reward, "normalise", {})
             for name, scale in scales.items() if isinstance(scales, Mapping) else ():
                 if isinstance(scale, BatchScale | RunningScale):
@@ -157,7 +157,7 @@ class RewardServer:
         """
         reports = run_self_tests(self.reward, device=self.torch_device()) if self.self_test else []
         problems = [problem for report in reports for problem in report.problems]
-        if problems and any(hasattr(reward, "known_answers") or hasattr(reward, "self_test") for reward in _nested(self.reward)):
+        if problems and any(hasattr(reward, "known_answers") or hasattr(reward, "self_test") for reward in with_those_within(self.reward)):
             raise RewardError(f"the reward fails its self-test: {'; '.join(problems)} (self_test: false serves it all the same)")
         for problem in problems:
             logger.warning("self-test: %s", problem)
@@ -179,12 +179,6 @@ class RewardServer:
         token = self.token()
         with _bound(self.host, self.port) as listener:
             yield Process(self, listener, token)
-
-
-def _nested(reward: Any) -> Iterator[Any]:
-    yield reward
-    for inner in inner_rewards(reward):
-        yield from _nested(inner)
 
 
 @contextmanager

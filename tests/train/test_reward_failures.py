@@ -22,7 +22,7 @@ from toys import (
 
 from flowrl.errors import ConfigError, NonFiniteError, RewardError
 from flowrl.flow import FlowSDE, Trajectory
-from flowrl.rl import RewardBatch
+from flowrl.rl import RewardBatch, inner_rewards
 from flowrl.train import Evaluation
 from flowrl.train.checkpoint import check_complete
 from flowrl.train.record import read_record
@@ -350,6 +350,27 @@ def test_prompts_that_cannot_be_scored_are_refused_before_the_model_is_loaded(ev
     fields = {"evaluation": held_out} if evaluated else {"reward": Within(Particular())}
     with pytest.raises(ValueError, match=r"no quotes in \['x'\]" if evaluated else r"no quotes in \['0', '1', '2', '3'\]"):
         trainer(tmp_path / "run", model=ExplodingSource(), **fields).run()
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """Somebody's own wrapper, whose field has another name than ours and which knows nothing of checks."""
+
+    guarded: object
+    weights: ClassVar[dict[str, float]] = {"bright": 1.0}
+
+    def __call__(self, samples, prompts):
+        return self.guarded(samples, prompts)
+
+
+def test_a_reward_is_found_within_anybodys_wrapper_before_the_model_is_loaded(tmp_path):
+    from toys import ExplodingSource
+
+    with pytest.raises(RewardError, match="no server at nowhere"):
+        trainer(tmp_path / "run", reward=Guarded(guarded=Unreachable()), model=ExplodingSource()).run()
+    with pytest.raises(ValueError, match="no quotes"):
+        trainer(tmp_path / "other", reward=Guarded(guarded=Within(Particular())), model=ExplodingSource()).run()
+    assert [type(one).__name__ for one in inner_rewards(Guarded(guarded=Within(Particular())))] == ["Within"]
 
 
 @dataclass(frozen=True)
