@@ -52,6 +52,8 @@ def show_plan(trainer: RLTrainer, *, accelerate: str | None, memory: int | None)
     try:
         strategies = [read_strategy(accelerate)] if accelerate else usual_strategies()
         subject = Subject.of(trainer, reward_networks(trainer))
+        if accelerate:
+            strategies[0].check(trainer.model)
     except (CheckpointError, ConfigError) as error:
         return [str(error)]
     except ValueError as error:
@@ -151,7 +153,7 @@ def _machine(subject: Subject, strategy: Strategy) -> None:
     say(row("each checkpoint", f"{memory(each)}: " + ", ".join(f"{part.name} {memory(part.size)}" for part in parts)))
     say(row("disk of the run", f"{memory((keep + 1) * each)}: {keep} checkpoints are kept, and one more is there while it is written"))
     say(row("embeddings", f"{memory(embedding_bytes(subject))} a prompt, in main memory or in model.embedding_cache"))
-    loaded = subject.sizes.total + sum(subject.other_parts().values())
+    loaded = subject.loaded()
     say(row("loading", f"{memory(loaded)} of main memory in every process, {memory(loaded * strategy.per_machine)} on one machine"))
 
 

@@ -16,6 +16,7 @@ from flowrl.models.lora import LoRA
 from flowrl.models.options import DTYPES, Dtype, ResourceOptions
 from flowrl.models.parts import check_parts, pipeline_config, resolve_path
 from flowrl.models.pipeline import DiffusersModel
+from flowrl.models.quantise import quantise_network
 from flowrl.models.speed import compile_network, use_attention
 
 if TYPE_CHECKING:
@@ -79,6 +80,10 @@ class DiffusersSource(ResourceOptions):
             raise ConfigError(f"guidance_scale must be >= 1, got {self.guidance_scale}; 1 is no guidance")
         if self.dtype not in DTYPES:
             raise ConfigError(f"unknown dtype {self.dtype!r}{close_match(self.dtype, DTYPES)}")
+        if self.quantise is not None and self.lora is None:
+            raise ConfigError(
+                f"quantise={self.quantise!r} holds frozen weights, and without a LoRA none is frozen; add `lora`, or leave it out"
+            )
         for name in ("height", "width"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -105,6 +110,8 @@ class DiffusersSource(ResourceOptions):
         pipeline = self._pipeline()
         self.check_size(pipeline)
         network = getattr(pipeline, self.network)
+        if self.quantise is not None:
+            quantise_network(network, self.quantise, dtype=self.compute_dtype, device=device)
         if self.lora is not None:
             self.lora.attach(network)
         for name, part in pipeline.components.items():

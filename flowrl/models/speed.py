@@ -13,7 +13,7 @@ from flowrl.errors import ConfigError, close_match
 if TYPE_CHECKING:
     from flowrl.models.options import Compile
 
-__all__ = ["compile_network", "use_attention"]
+__all__ = ["compile_network", "repeated_blocks", "use_attention"]
 
 logger = logging.getLogger(__name__)
 
@@ -62,11 +62,16 @@ def compile_network(network: Any, what: Compile, backend: str) -> None:
     if what == "network":
         network.compile(backend=backend)
         return
-    blocks = [part for part in network.modules() if type(part).__name__ in _repeated(network)]
+    blocks = repeated_blocks(network)
     if not blocks:
         raise ConfigError(f"{type(network).__name__} has no repeated blocks; set compile to 'network' or leave it out")
     for block in blocks:
         block.compile(backend=backend)
+
+
+def repeated_blocks(network: Any) -> list[torch.nn.Module]:
+    """The blocks that make up most of a network."""
+    return [part for part in network.modules() if type(part).__name__ in _repeated(network)]
 
 
 def _repeated(network: Any) -> set[str]:

@@ -37,7 +37,7 @@ def start_accelerator(trainer: RLTrainer) -> Accelerator:
     """Join the processes, under whatever strategy accelerate was launched with, and check that it fits.
 
     Raises:
-        ConfigError: If the strategy is FSDP 1 or ZeRO 3, or accelerate or the optimiser does not fit FSDP 2.
+        ConfigError: If the strategy is FSDP 1 or ZeRO 3, accelerate or the optimiser does not fit FSDP 2, or weights are packed.
         MissingExtraError: If a tracker is not installed.
     """
     import torch
@@ -53,11 +53,20 @@ def start_accelerator(trainer: RLTrainer) -> Accelerator:
         project_config=ProjectConfiguration(project_dir=trainer.run_dir, logging_dir=str(trainer.folder / "tensorboard")),
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=trainer.find_unused_parameters)],
     )
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        _check_packed(trainer)
     if accelerator.distributed_type == DistributedType.FSDP:
         _settle_fsdp(accelerator, trainer)
     elif accelerator.distributed_type == DistributedType.DEEPSPEED:
         _settle_deepspeed(accelerator, trainer)
     return accelerator
+
+
+def _check_packed(trainer: RLTrainer) -> None:
+    if (form := getattr(trainer.model, "quantise", None)) is not None:
+        raise ConfigError(
+            f"model.quantise={form!r} packs weights, which FSDP and DeepSpeed would cut or cast; leave it out, or use one GPU or DDP"
+        )
 
 
 def _settle_fsdp(accelerator: Accelerator, trainer: RLTrainer) -> None:

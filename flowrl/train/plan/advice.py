@@ -72,7 +72,7 @@ def advise(subject: Subject, strategy: Strategy, limit: int) -> Advice:
     made: list[Change] = []
     plan = memory_plan(subject, strategy)
     while plan.peak > limit and len(made) < MOST_CHANGES:
-        for change in _candidates(subject):
+        for change in _candidates(subject, strategy):
             changed = replace(subject, trainer=with_field(subject.trainer, change.place, change.value))
             changed = Subject.of(changed.trainer, changed.rewards, cuda=changed.cuda)
             smaller = memory_plan(changed, strategy)
@@ -94,7 +94,7 @@ def _with_field(component: Any, names: Sequence[str], value: Any) -> Any:
     return replace(component, **{first: _with_field(getattr(component, first), rest, value) if rest else value})
 
 
-def _candidates(subject: Subject) -> Iterator[Change]:
+def _candidates(subject: Subject, strategy: Strategy) -> Iterator[Change]:
     """Changes from what costs nothing to what changes the pictures; only those that are one."""
     trainer, source = subject.trainer, subject.source
     yield from _batches(trainer)
@@ -113,6 +113,17 @@ def _candidates(subject: Subject) -> Iterator[Change]:
         yield Change(place="model.decoder_dtype", value="bfloat16", price="pictures are decoded in bfloat16")
     if trainer.ema_decay is not None:
         yield Change(place="ema_decay", value=None, price="no weight average")
+    yield from _packed(source, strategy)
+
+
+def _packed(source: Any, strategy: Strategy) -> Iterator[Change]:
+    """Frozen weights in fewer bits, where they can be had."""
+    denser = {None: "int8", "int8": "nf4"}.get(source.quantise)
+    if denser and source.lora is not None and source.compile is None and strategy.packs:
+        price = {"int8": "frozen weights are rounded to 8 bits", "nf4": "frozen weights are rounded to 4 bits; the extra bitsandbytes"}[
+            denser
+        ]
+        yield Change(place="model.quantise", value=denser, price=price)
 
 
 def _batches(trainer: RLTrainer) -> Iterator[Change]:

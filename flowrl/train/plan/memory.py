@@ -133,6 +133,7 @@ class Subject:
             lora=source.lora,
             storage=source.storage_dtype,
             compute=source.compute_dtype,
+            quantise=source.quantise,
             checkpointing=source.gradient_checkpointing,
             cuda=cuda,
         )
@@ -158,6 +159,10 @@ class Subject:
         unused = {self.source.network, *self.source.unused_parts}
         return {name: part.parameters * element[name] for name, part in self.architecture.parts.items() if name not in unused}
 
+    def loaded(self) -> int:
+        """Bytes of main memory that loading takes: all parts, and the network as it is before its weights are packed."""
+        return sizes(replace(self.network, quantise=None)).total + sum(self.other_parts().values())
+
     def encoders(self) -> int:
         """Bytes of the text encoders."""
         return sum(self.other_parts().get(name, 0) for name in self.architecture.encoders())
@@ -167,9 +172,10 @@ def memory_plan(subject: Subject, strategy: Strategy) -> MemoryPlan:
     """Add up what a process holds.
 
     Raises:
-        ConfigError: If the groups cannot be shared evenly.
+        ConfigError: If the groups cannot be shared evenly, or the strategy does not know packed weights.
         ValueError: If a network's pass is not known.
     """
+    strategy.check(subject.source)
     held = [part for part in _held(subject, strategy) if part.size]
     phases = [_start(subject, held), *_phases(subject, strategy)]
     total = sum(part.size for part in held) + max(phase.size for phase in phases)

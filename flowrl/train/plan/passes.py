@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from flowrl.models import LoRA
+from flowrl.models.options import Quantise
 from flowrl.train.plan.architecture import Part
 from flowrl.train.plan.dry_run import DeviceRules, Meter
 from flowrl.train.plan.inputs import Geometry, network_inputs
+from flowrl.train.plan.quantised import pack_sizes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -47,6 +49,7 @@ class NetworkSetup:
         lora: The adapter that is trained; None trains all weights.
         storage: Dtype of the weights that are frozen, or of all.
         compute: Dtype of autocast; float32 for none.
+        quantise: How frozen weights are packed; None leaves them in ``storage``.
         checkpointing: Whether activations are computed again in the backward pass.
         cuda: Whether autocast follows CUDA's rules; the CPU's leave norms as they are.
     """
@@ -57,11 +60,14 @@ class NetworkSetup:
     storage: torch.dtype
     compute: torch.dtype
     checkpointing: bool
+    quantise: Quantise | None = None
     cuda: bool = True
 
     def build(self) -> Any:
         """The network on the meta device, with its adapter."""
         network = _frozen(self.part, self.storage)
+        if self.quantise is not None:
+            pack_sizes(network, self.quantise, self.compute)
         if self.lora is not None:
             self.lora.attach(network)
         else:

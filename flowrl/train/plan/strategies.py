@@ -34,6 +34,8 @@ class Strategy:
     """
 
     name: ClassVar[str] = "one GPU"
+    packs: ClassVar[bool] = True
+    """Whether frozen weights may be packed (``model.quantise``)."""
 
     processes: int = 1
     per_machine: int = 1
@@ -42,6 +44,15 @@ class Strategy:
     def title(self) -> str:
         """As it stands above a column."""
         return self.name if self.processes == 1 else f"{self.name} on {self.processes}"
+
+    def check(self, source: Any) -> None:
+        """Refuse a model that cannot be trained like this.
+
+        Raises:
+            ConfigError: If its frozen weights are packed, and the strategy does not know such weights.
+        """
+        if source.quantise is not None and not self.packs:
+            raise ConfigError(f"{self.name} does not know packed weights; leave model.quantise out, or use one GPU or DDP")
 
     def share(self, size: float) -> int:
         """What a process holds of something that all need."""
@@ -95,6 +106,7 @@ class ZeRO2(Strategy):
     """Every process holds the whole network and a part of gradients and optimiser."""
 
     name: ClassVar[str] = "ZeRO-2"
+    packs: ClassVar[bool] = False
 
     def moments(self, size: float) -> int:
         """A part."""
@@ -114,6 +126,7 @@ class FSDP2(Strategy):
     """Every process holds a part of everything; a block's weights are gathered while it computes."""
 
     name: ClassVar[str] = "FSDP 2"
+    packs: ClassVar[bool] = False
 
     def share(self, size: float) -> int:
         """A part."""
