@@ -13,7 +13,7 @@ from flowrl.rl import RewardBatch
 from rewards.clip_models import ClipModel, ClipSource, load_clip
 from rewards.known_answers import KnownAnswer
 from rewards.known_pictures import photographs
-from rewards.learned import Dtype
+from rewards.learned import Dtype, device_of
 from rewards.pairs import check_groups, group_pairs
 from rewards.pictures import check_samples
 from rewards.published import CLIP_VIT_L14
@@ -84,7 +84,7 @@ class ClipFeatures:
             RewardError: If weights are missing or do not fit.
         """
         source = ClipSource(checkpoint=self.checkpoint, published=CLIP_VIT_L14, sha256=self.sha256, tokenizer=self.tokenizer)
-        return load_clip(source, torch.device(device), getattr(torch, self.dtype))
+        return load_clip(source, device_of("auto", device), getattr(torch, self.dtype))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from rewards.clip_models import ClipModel, ClipSource, load_clip
 from rewards.detectors import OWLV2, DetectorSource, ZeroShotDetector, load_detector
 from rewards.known_answers import KnownAnswer
 from rewards.known_pictures import photographs
-from rewards.learned import Dtype
+from rewards.learned import Dtype, device_of
 from rewards.object_checks import COLOURS, Detection, Verdict, judge, kept, requirements
 from rewards.pictures import check_samples
 from rewards.published import CLIP_VIT_L14
@@ -167,7 +167,7 @@ class GenEval:
         return colours_of(self._clip(self._device(picture.device)), picture, name, detections)
 
     def _device(self, samples: torch.device | str) -> torch.device:
-        return torch.device(samples if self.device == "auto" else self.device)
+        return device_of(self.device, samples)
 
     def _detector(self, device: torch.device) -> ZeroShotDetector:
         source = DetectorSource(checkpoint=self.detector, sha256=self.detector_sha256)

@@ -12,6 +12,7 @@ from flowrl.testing import check_reward
 from rewards import GenEval
 from rewards.clip_models import ClipSource, load_clip
 from rewards.detectors import DetectorSource, load_detector
+from rewards.diversity import ClipFeatures
 from rewards.geneval import colours_of
 from rewards.object_checks import COLOURS, Detection
 from rewards.published import CLIP_VIT_L14
@@ -207,3 +208,17 @@ def test_prompts_without_genevals_facts_are_found_before_a_rollout():
     GenEval().check_prompts([CAT, RED_APPLE])
     with pytest.raises(ValueError, match="GenEval needs the fact 'include' of each prompt"):
         GenEval().check_prompts([CAT, "a cat"])
+
+
+def test_networks_are_loaded_once_whether_the_first_gpu_is_called_cuda_or_cuda_0(monkeypatch):
+    """The trainer loads on ``cuda``, samples lie on ``cuda:0``."""
+    asked = []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    for module in ("geneval", "diversity"):
+        monkeypatch.setattr(f"rewards.{module}.load_clip", lambda source, device, dtype: asked.append(device))
+    monkeypatch.setattr("rewards.geneval.load_detector", lambda source, device, dtype: asked.append(device))
+    for device in ("cuda", "cuda:0"):
+        GenEval().load(device)
+        GenEval(device=device).load("cpu")
+        ClipFeatures().load(device)
+    assert asked == [torch.device("cuda:0")] * 10
