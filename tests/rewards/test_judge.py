@@ -171,7 +171,7 @@ def test_no_answer_at_all_is_an_error_and_not_a_batch_of_nan(prompts):
     failing = chat_server(lambda seen, number: Reply(status=500, body="no memory"))
     with failing as (url, seen), pytest.raises(RewardError, match=r"judge at .* answered none of 4 questions: status 500: no memory"):
         VLMJudge(endpoint=at(url, requests=2, retries=2))(grey(*GREY), prompts)
-    assert len(seen) <= 8  # after two questions have used three tries each nothing more is asked
+    assert len(seen) < 12  # four questions of three tries each: what had not begun when two had failed is not asked
 
 
 def test_a_server_that_is_not_there_is_given_up_quickly():
