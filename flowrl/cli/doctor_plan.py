@@ -75,7 +75,8 @@ def _network(subject: Subject) -> None:
 
     frozen, trained = subject.network.part.parameters, subject.sizes.trained
     lora = subject.network.lora
-    how = "all of it" if lora is None else f"a LoRA of rank {lora.rank}"
+    packed = "" if subject.network.quantise is None else f", on frozen weights in {subject.network.quantise}"
+    how = "all of it" if lora is None else f"a LoRA of rank {lora.rank}{packed}"
     say(row("network", f"{subject.network.part.kind}, {figure(frozen)} parameters, known from {subject.architecture.origin}"))
     say(row("trained", f"{figure(trained)} parameters: {how}"))
     frames, height, width = subject.geometry.pixels

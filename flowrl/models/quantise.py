@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor, nn
 
-from flowrl.errors import ConfigError, require
+from flowrl.errors import ConfigError, MissingExtraError, require
 from flowrl.models.speed import repeated_blocks
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from flowrl.models.options import Quantise
 
-__all__ = ["FORMS", "EightBitLinear", "FourBitLinear", "QuantisedLinear", "linear_layers", "quantise_network"]
+__all__ = ["FORMS", "EightBitLinear", "FourBitLinear", "QuantisedLinear", "linear_layers", "quantise_network", "try_form"]
 
 BLOCK = 64  # weights that share a scale (arXiv:2305.14314, Sec. 3)
 LARGEST = 127  # of 8 bits
@@ -167,11 +167,10 @@ def quantise_network(network: nn.Module, form: Quantise, *, dtype: torch.dtype, 
         device: Where.
 
     Raises:
-        ConfigError: If this does not work here, or the network has no blocks.
+        ConfigError: If the network has no blocks.
         MissingExtraError: If bitsandbytes is needed and not installed.
     """
     kind = FORMS[form]
-    _try(kind, form, dtype, device)
     for parent, name in linear_layers(network):
         layer = getattr(parent, name)
         packed = kind.pack(layer.weight.detach().to(device))
@@ -192,8 +191,19 @@ def linear_layers(network: nn.Module) -> list[tuple[nn.Module, str]]:
     return found
 
 
-def _try(kind: type[QuantisedLinear], form: str, dtype: torch.dtype, device: torch.device) -> None:
-    """A small layer, forward and backward, next to the weights that it was packed from."""
+def try_form(form: Quantise, *, dtype: torch.dtype, device: torch.device) -> None:
+    """Pack a small layer, and see that it gives back its weights forwards and backwards.
+
+    Args:
+        form: ``nf4`` or ``int8``.
+        dtype: In which it computes.
+        device: Where.
+
+    Raises:
+        ConfigError: If this does not work here.
+        MissingExtraError: If bitsandbytes is needed and not installed.
+    """
+    kind = FORMS[form]
     weight = torch.randn(BLOCK, 2 * BLOCK, generator=torch.Generator().manual_seed(0)).to(device, dtype)
     try:
         layer = kind(weight.shape[1], weight.shape[0], kind.pack(weight), None, dtype)
@@ -203,7 +213,7 @@ def _try(kind: type[QuantisedLinear], form: str, dtype: torch.dtype, device: tor
         (gradient,) = torch.autograd.grad(found, x, torch.eye(weight.shape[0], weight.shape[1], dtype=dtype, device=device).T)
         largest = weight.abs().max()
         worst = max(float((result - weight).abs().max() / largest) for result in (found.detach().T, gradient[: len(weight)]))
-    except ImportError:
+    except MissingExtraError:
         raise
     except Exception as error:  # whatever a foreign kernel raises where it is missing or does not fit
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

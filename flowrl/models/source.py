@@ -16,7 +16,7 @@ from flowrl.models.lora import LoRA
 from flowrl.models.options import DTYPES, Dtype, ResourceOptions
 from flowrl.models.parts import check_parts, pipeline_config, resolve_path
 from flowrl.models.pipeline import DiffusersModel
-from flowrl.models.quantise import quantise_network
+from flowrl.models.quantise import quantise_network, try_form
 from flowrl.models.speed import compile_network, use_attention
 
 if TYPE_CHECKING:
@@ -104,9 +104,12 @@ class DiffusersSource(ResourceOptions):
 
         Raises:
             CheckpointError: If the pipeline is missing, truncated, or of another class.
-            ConfigError: If the picture's size or the LoRA does not fit it.
+            ConfigError: If the picture's size or the LoRA does not fit it, or an option does not work on the device.
+            MissingExtraError: If an option's library is not installed.
         """
         device = torch.device(device)
+        if self.quantise is not None:
+            try_form(self.quantise, dtype=self.compute_dtype, device=device)
         pipeline = self._pipeline()
         self.check_size(pipeline)
         network = getattr(pipeline, self.network)

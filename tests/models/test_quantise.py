@@ -304,10 +304,11 @@ def test_a_missing_library_is_named_with_its_extra(sd3, monkeypatch):
         replace(sd3, quantise="nf4").load("cpu")
 
 
-def test_a_library_that_does_not_work_on_this_device_is_refused_before_a_layer_is_packed(sd3, monkeypatch):
+def test_a_library_that_does_not_work_on_this_device_is_refused_before_anything_is_read(sd3, monkeypatch):
     def broken(*_, **__):
         raise RuntimeError("no kernel image is available\nmore")
 
+    monkeypatch.setattr(StableDiffusion3, "_pipeline", lambda _: pytest.fail("was read"))
     with monkeypatch.context() as patch:
         patch.setattr("bitsandbytes.functional.quantize_4bit", broken)
         message = "quantise='nf4' cannot be had here, on cpu in bfloat16: no kernel image is available; leave"

@@ -3,12 +3,18 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from flowrl.cli.doctor_plan import show_plan
 from flowrl.cli.plan_rewards import reward_networks
 from flowrl.config import instantiate, load_config
 from flowrl.errors import ConfigError
+from flowrl.models import LoRA
+from flowrl.models.quantise import quantise_network
 from flowrl.train.plan import DDP, FSDP2, Single, Subject, ZeRO2, advise, memory_plan
+from flowrl.train.plan.dry_run import Meter
+from flowrl.train.plan.inputs import network_inputs
+from flowrl.train.plan.passes import updating
 
 GIBI = 2**30
 
@@ -74,3 +80,27 @@ def test_flux_fits_a_card_of_24_gigabytes_in_four_bits_alone():
     frozen = (subject.sizes.total - 4 * subject.sizes.trained) / GIBI
     assert frozen == pytest.approx(11.9014e9 * (0.5 + 1 / 64 + 4 / 64 / 256) / GIBI, rel=0.03)  # some layers stay in bfloat16
     assert Subject.of(packed(trainer, None)).sizes.total / GIBI > 22
+
+
+@pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("form", ["nf4", "int8"])
+def test_the_same_packed_network_on_real_tensors_takes_the_same_memory(trainer, form, compute):
+    source = replace(trainer.model, lora=LoRA(rank=2), quantise=form, dtype=str(compute).removeprefix("torch."))
+    setup = Subject.of(replace(trainer, model=source), cuda=False).network
+    network = setup.part.build().to_empty(device="cpu").requires_grad_(requires_grad=False)
+    for tensor in [*network.parameters(), *network.buffers()]:
+        tensor.data = torch.full_like(tensor, 0.01, dtype=compute)
+    quantise_network(network, form, dtype=compute, device=torch.device("cpu"))
+    source.lora.attach(network)
+    gradients = [torch.zeros_like(parameter) for parameter in network.parameters() if parameter.requires_grad]
+    for parameter, gradient in zip((p for p in network.parameters() if p.requires_grad), gradients, strict=True):
+        parameter.grad = gradient
+    inputs = network_inputs(setup.part.kind, setup.part.config, setup.geometry, 1, setup.storage)
+    inputs = {name: torch.zeros_like(value, device="cpu") for name, value in inputs.items()}
+    meter = Meter()
+    meter.known([*network.parameters(), *network.buffers(), *gradients, *inputs.values()])
+    with setup.rules(meter), meter:
+        out = network(**inputs, return_dict=False)[0].float()
+    with meter:
+        torch.autograd.backward(out, torch.ones_like(out))
+    assert updating(setup, 1).peak == pytest.approx(meter.peak, rel=0.03)
