@@ -83,7 +83,20 @@ def _subjects(folder: Path | None, given: list[str] | None) -> list[Subject]:
         given = [str(path) for path in CheckpointFolder(root=folder / "checkpoints").all()]
     names: list[str | None] = [*given] if given else [None] if folder else []
     found = [find_checkpoint(folder or Path(), name) for name in names]
-    return [Subject(name=BASE), *(Subject(name=path.name, weights=released(path)) for path in dict.fromkeys(found))]
+    paths = list({path.resolve(): path for path in found}.values())
+    return [Subject(name=BASE), *(Subject(name=name, weights=released(path)) for name, path in zip(_names(paths), paths, strict=True))]
+
+
+def _names(checkpoints: list[Path]) -> list[str]:
+    """Their own, with their run's before it where two have the same."""
+    from flowrl.errors import ConfigError
+
+    short = [path.name for path in checkpoints]
+    runs = [path.resolve().parent.parent.name for path in checkpoints]
+    names = [name if short.count(name) == 1 else f"{run}_{name}" for name, run in zip(short, runs, strict=True)]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"several checkpoints are called {max(names, key=names.count)}; rename their runs' folders")
+    return names
 
 
 def _folder(run_dir: Path | None, subjects: list[Subject]) -> Path:

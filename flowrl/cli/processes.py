@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
 __all__ = ["Processes"]
 
 T = TypeVar("T")
+
+PATIENCE = timedelta(days=7)
+"""How long a process waits for the others, whose last block or files may take hours; PyTorch would give up after ten minutes."""
 
 
 class Processes:
@@ -26,7 +30,7 @@ class Processes:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             from accelerate import PartialState
 
-            self._state = PartialState(cpu=not torch.accelerator.is_available())
+            self._state = PartialState(cpu=not torch.accelerator.is_available(), timeout=PATIENCE)
             self.count, self.rank, self.device = self._state.num_processes, self._state.process_index, self._state.device
 
     @property

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +21,7 @@ from scipy import stats
 from flowrl.cli import sample
 from flowrl.cli.console import load_trainer
 from flowrl.cli.main import main
+from flowrl.cli.processes import Processes
 from flowrl.rl import Prompt, facts_of
 
 pytestmark = pytest.mark.slow
@@ -197,6 +199,33 @@ def test_two_processes_share_an_evaluation_and_agree_with_one(run):
     ]
     assert [process.wait(timeout=300) for process in processes] == [0, 0]
     assert json.loads((run / "one" / "results.json").read_text()) == json.loads((run / "two" / "results.json").read_text())
+
+
+def test_checkpoints_of_two_runs_with_the_same_name_are_told_apart(run, tmp_path):
+    other = shutil.copytree(run, tmp_path / "other")
+    older, newer = (other / "checkpoints" / f"update_{update:06d}" for update in (2, 4))
+    shutil.copytree(older / "weights", newer / "weights", dirs_exist_ok=True)  # so that the two differ
+    files = [str(folder / "checkpoints" / "update_000004") for folder in (run, other)]
+    command = ["evaluate", str(run), "--limit", "1", "--images-per-prompt", "2", "--out", str(tmp_path / "out")]
+    assert main([*command, "--checkpoint", files[0], "--checkpoint", files[1], "--checkpoint", files[0]]) == 0
+    scores = {path.parent.name: path.read_text() for path in (tmp_path / "out").glob("*/scores.json")}
+    assert set(scores) == {"base", f"{run.name}_update_000004", "other_update_000004"}
+    assert len(set(scores.values())) == 3
+
+
+def test_processes_wait_longer_for_each_other_than_a_block_of_pictures_takes(monkeypatch):
+    asked = {}
+
+    class State:
+        num_processes, process_index, device = 2, 1, "cpu"
+
+        def __init__(self, **given):
+            asked.update(given)
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("accelerate.PartialState", State)
+    assert Processes().rank == 1
+    assert asked["timeout"] >= timedelta(hours=24)
 
 
 def test_scores_are_told_apart_by_category(run, tmp_path):
