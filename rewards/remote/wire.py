@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -173,7 +174,7 @@ def _timeout(about: Mapping[str, Any]) -> float | None:
     timeout = about.get("timeout_s")
     if timeout is None:
         return None
-    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < math.inf:
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout <= sys.float_info.max:
         raise ValueError(f"'timeout_s' must be seconds > 0, got {timeout!r}")
     return float(timeout)
 
@@ -243,7 +244,7 @@ def unpack_answer(body: bytes, names: Sequence[str], rows: int) -> Answer:
         ValueError: If it is no such answer. No score is ever made up for what is missing.
     """
     try:
-        found = json.loads(body)
+        found = json.loads(body, parse_int=float)  # a whole number too large for one is infinite, which is no score
         given = {name: found["parts"][name] for name in names}
         reasons = {int(row): str(reason) for row, reason in found["reasons"].items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import pickle
 import struct
 import zlib
@@ -202,6 +203,14 @@ def test_a_png_file_is_the_picture():
 def test_an_answer_that_lacks_a_score_is_refused_and_none_is_made_up(answer):
     with pytest.raises(ValueError, match="answer"):
         unpack_answer(answer, ["a"], 2)
+
+
+def test_a_whole_number_that_no_float_holds_is_no_score_and_no_time():
+    huge = b"1" + b"0" * 400
+    answer = unpack_answer(b'{"parts": {"a": [1, %s]}, "reasons": {}}' % huge, ["a"], 2)
+    assert answer.parts["a"].tolist() == [1.0, math.inf]  # and what is not finite counts as missing
+    with pytest.raises(ValueError, match="'timeout_s' must be seconds > 0, got 1000"):
+        unpack_question(body(about={"prompts": ["a", "b"], "timeout_s": int(huge)}), LIMITS)
 
 
 def test_a_body_is_plain_safetensors_that_any_program_can_write():
