@@ -99,7 +99,9 @@ def _of_rows(rows: Iterable[Mapping[str, Any]], names: Sequence[str], path: Path
         raise ValueError(f"{path} has no column named {' or '.join(TEXT_NAMES)}; its columns are {', '.join(names) or 'none'}")
     kept = {name: name.lower() for name in names if name.lower() in FACT_NAMES}
     return _once(
-        Prompt(row[text].strip(), facts={fact: row[name] for name, fact in kept.items() if row[name]}) for row in rows if row[text]
+        Prompt(row[text].strip(), facts=_placed({fact: row[name] for name, fact in kept.items() if row[name]}, path))
+        for row in rows
+        if row[text]
     )
 
 
@@ -107,10 +109,13 @@ def _entry(entry: Any, place: str, path: Path) -> Prompt:
     text = _text_name(entry) if isinstance(entry, dict) else None
     if text is None or not isinstance(entry[text], str):
         raise ValueError(f"{place} has no text named 'prompt'; write an object with a 'prompt' on every line")
-    facts = {name: value for name, value in entry.items() if name != text}
-    if isinstance(facts.get("image"), str):
-        facts["image"] = str(path.parent / facts["image"])
-    return Prompt(entry[text].strip(), facts=facts)
+    return Prompt(entry[text].strip(), facts=_placed({name: value for name, value in entry.items() if name != text}, path))
+
+
+def _placed(facts: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The facts with a picture's file found from the prompt file's folder."""
+    named = isinstance(facts.get("image"), str)
+    return facts | {"image": str(path.parent / facts["image"])} if named else facts
 
 
 def _text_name(names: Iterable[str]) -> str | None:

@@ -121,10 +121,10 @@ def refuse_failures(
     bad = (~rewards.isfinite()).nonzero()
     if not len(bad):
         return
-    missing = f"{len(bad)} of {rewards.numel()} scores in this update"
+    why = "no group has all of its own" if dropping else "on_reward_failure=drop goes on without the groups that are not scored"
+    missing = f"{len(bad)} of {rewards.numel()} scores in this update; {why}"
     if problems:
-        why = "no group has all of its own" if dropping else "on_reward_failure=drop goes on without the groups that are not scored"
-        raise RewardError(f"{problems[0]} ({missing}; {why})")
+        raise RewardError(f"{problems[0]} ({missing})")
     row, view, granularity, part = bad[0].tolist()
     group, member = divmod(row, len(rewards) // len(prompts))
     raise NonFiniteError(

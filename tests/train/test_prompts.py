@@ -95,8 +95,10 @@ def test_a_folder_is_all_its_files_each_a_category(tmp_path):
 
 def test_a_condition_picture_is_found_from_the_prompt_file(tmp_path):
     (tmp_path / "edits.jsonl").write_text('{"prompt": "make it night", "image": "day.png"}', encoding="utf-8")
-    (prompt,) = load_prompts(tmp_path / "edits.jsonl")
-    assert facts_of(prompt)["image"] == str(tmp_path / "day.png")
+    (tmp_path / "edits.csv").write_text("prompt,image\nmake it night,day.png\n", encoding="utf-8")
+    for name in ("edits.jsonl", "edits.csv"):
+        (prompt,) = load_prompts(tmp_path / name)
+        assert facts_of(prompt)["image"] == str(tmp_path / "day.png")
 
 
 @pytest.mark.parametrize(

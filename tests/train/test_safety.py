@@ -61,7 +61,7 @@ def uninterrupted(tmp_path):
 def test_a_reward_that_is_no_number_is_named_and_the_state_before_it_is_saved(value, tmp_path, uninterrupted):
     whole = uninterrupted()
     Bright.event = at(3, value)
-    message = rf"reward 'bright' is {value} for prompt '\d', member 3 of its group \(1 of 8 scores in this update\)"
+    message = rf"reward 'bright' is {value} for prompt '\d', member 3 of its group \(1 of 8 scores in this update; on_reward_failure=drop"
     with pytest.raises(NonFiniteError, match=message):
         trainer(tmp_path / "run").run()
     assert count_lines(tmp_path / "run") == 3
