@@ -114,7 +114,8 @@ class DiffusersSource(ResourceOptions):
         self.check_size(pipeline)
         network = getattr(pipeline, self.network)
         if self.quantise is not None:
-            quantise_network(network, self.quantise, dtype=self.compute_dtype, device=device)
+            for part in (part for part in pipeline.components.values() if type(part) is type(network)):  # two, where experts take turns
+                quantise_network(part, self.quantise, dtype=self.compute_dtype, device=device)
         if self.lora is not None:
             self.lora.attach(network)
         for name, part in pipeline.components.items():

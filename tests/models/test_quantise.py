@@ -14,14 +14,18 @@ from safetensors.torch import load_file
 from torch import nn
 
 from flowrl.errors import ConfigError, MissingExtraError
-from flowrl.flow import tail_of
+from flowrl.flow import FlowSDE, tail_of
 from flowrl.models import LORA_FILE, AutoModel, FirstBlockCache, LoRA, StableDiffusion3, quantise
 from flowrl.models.quantise import FORMS, EightBitLinear, FourBitLinear, QuantisedLinear, quantise_network
 from flowrl.models.tiny import TINY
-from flowrl.train import UpdateSettings
+from flowrl.rl import MultiGranularityAdvantage
+from flowrl.train import AdamW, RLTrainer, UpdateSettings
+from flowrl.train.plan import Subject
 from flowrl.train.plan.architecture import architecture_of
 from flowrl.train.plan.inputs import geometry_of
 from flowrl.train.plan.passes import NetworkSetup, evaluating, sizes
+from rewards import Brightness
+from samplers import ShiftedGrid, SingularStochasticSampler
 
 CPU = torch.device("cpu")
 PROMPTS = ["a photo of red square", "green circle"]
@@ -53,6 +57,13 @@ def packed_layers(module):
 def packed(form, weight, dtype=torch.float32):
     kind = FORMS[form]
     return kind(weight.shape[1], weight.shape[0], kind.pack(weight), None, dtype)
+
+
+def toy_run(folder):
+    """What a trainer has beside a model."""
+    sampler = SingularStochasticSampler(grid=ShiftedGrid(steps=4), dynamics=FlowSDE(noise_level=0.7), group_size=2, sde_indices=(0,))
+    fields = {"run_dir": str(folder / "run"), "prompts": str(folder / "prompts.txt"), "updates": 1, "prompts_per_update": 1}
+    return fields | {"sampler": sampler, "reward": Brightness(), "advantage": MultiGranularityAdvantage(), "optimizer": AdamW(lr=1e-3)}
 
 
 def rounded(form, weight):
@@ -126,6 +137,7 @@ def test_a_packed_layer_multiplies_by_its_rounded_weights_forwards_and_backwards
 def test_a_row_does_not_depend_on_the_rows_beside_it(form):
     layer = packed(form, torch.randn(64, 64, generator=torch.Generator().manual_seed(0)))
     x = torch.randn(4, 64, generator=torch.Generator().manual_seed(1))
+    assert packed(form, torch.ones(3, 64), torch.bfloat16)(x).dtype == torch.bfloat16
     x[1, 3] = 1e4  # an outlier, which LLM.int8() would give to all rows
     torch.testing.assert_close(layer(x)[:1], layer(x[:1]), rtol=0, atol=1e-5)
 
@@ -196,6 +208,18 @@ def test_the_plan_counts_what_a_packed_network_really_holds(source, form, dtype)
     assert sizes(setup).total == sum(tensor.untyped_storage().nbytes() for tensor in tensors)
     assert sizes(setup).trained == sum(tensor.numel() for tensor in tensors if tensor.requires_grad)
     assert evaluating(setup, 2).operations == evaluating(replace(setup, quantise=None), 2).operations
+
+
+def test_both_experts_are_packed_and_planned(tmp_path):
+    TINY["wan22"]().save_pretrained(tmp_path)
+    source = AutoModel(path=str(tmp_path), height=16, width=16, num_frames=5, quantise="nf4", lora=LoRA(rank=2))
+    other = source.load("cpu").pipeline.transformer_2
+    assert packed_layers(other)
+    assert not any(parameter.requires_grad for parameter in other.parameters())
+    run = RLTrainer(model=source, **toy_run(tmp_path))
+    held = sum(tensor.untyped_storage().nbytes() for tensor in [*other.parameters(), *other.buffers()])
+    assert Subject.of(run, cuda=False).other_parts()["transformer_2"] == held
+    assert Subject.of(run, cuda=False).loaded() == Subject.of(replace(run, model=replace(source, quantise=None)), cuda=False).loaded()
 
 
 @pytest.mark.parametrize("name", sorted(TINY))

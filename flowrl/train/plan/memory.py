@@ -153,15 +153,22 @@ class Subject:
         return sizes(self.network)
 
     def other_parts(self) -> dict[str, int]:
-        """Bytes of the frozen parts that are loaded beside the network, by name."""
+        """Bytes of the frozen parts that are held beside the network, by name."""
+        parts = self._parts_on_disk()
+        if self.source.quantise is None:
+            return parts
+        experts = {name: part for name, part in self.architecture.parts.items() if name in parts and part.kind == self.network.part.kind}
+        return parts | {name: sizes(replace(self.network, part=part, lora=None)).total for name, part in experts.items()}
+
+    def loaded(self) -> int:
+        """Bytes of main memory that loading takes: all parts, before weights are packed."""
+        return sizes(replace(self.network, quantise=None)).total + sum(self._parts_on_disk().values())
+
+    def _parts_on_disk(self) -> dict[str, int]:
         element = {name: _bytes(self.source.compute_dtype) for name in self.architecture.parts}
         element["vae"] = _bytes(DTYPES[self.source.decoder_dtype])
         unused = {self.source.network, *self.source.unused_parts}
         return {name: part.parameters * element[name] for name, part in self.architecture.parts.items() if name not in unused}
-
-    def loaded(self) -> int:
-        """Bytes of main memory that loading takes: all parts, and the network as it is before its weights are packed."""
-        return sizes(replace(self.network, quantise=None)).total + sum(self.other_parts().values())
 
     def encoders(self) -> int:
         """Bytes of the text encoders."""

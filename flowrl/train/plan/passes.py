@@ -64,13 +64,13 @@ class NetworkSetup:
     cuda: bool = True
 
     def build(self) -> Any:
-        """The network on the meta device, with its adapter."""
+        """The network on the meta device, with its adapter; packed without one, it is all frozen."""
         network = _frozen(self.part, self.storage)
         if self.quantise is not None:
             pack_sizes(network, self.quantise, self.compute)
         if self.lora is not None:
             self.lora.attach(network)
-        else:
+        elif self.quantise is None:
             network.requires_grad_(requires_grad=True)
         return network
 
