@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rewards.preprocessing import levels_of
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -44,4 +46,4 @@ def levels(samples: Tensor) -> Tensor:
     Returns:
         (batch, height, width, 3) uint8 on the CPU, contiguous.
     """
-    return samples.detach().float().nan_to_num().clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).cpu().contiguous()
+    return levels_of(samples.nan_to_num()).byte().permute(0, 2, 3, 1).cpu().contiguous()

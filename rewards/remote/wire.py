@@ -27,6 +27,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from flowrl.rl import Prompt, facts_of
+from rewards.preprocessing import levels_of
 from rewards.remote.png import decode_png, encode_png, png_size
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ def pack_question(question: Question, wire: WireFormat) -> bytes:
     Args:
         question: Samples, prompts and groups.
         wire: How pictures travel: ``float32`` to the bit, ``float16``, or as 8-bit levels, raw (``uint8``) or compressed (``png``).
+            Samples with a pixel that is no number travel as such levels in float32, whatever was asked for: the reward must see it.
     """
     samples = question.samples.detach().cpu()
     frames = samples.shape[1] if samples.ndim == _VIDEO_AXES else 0
@@ -113,7 +115,10 @@ def pack_question(question: Question, wire: WireFormat) -> bytes:
 def _pictures(samples: Tensor, wire: WireFormat) -> dict[str, Tensor]:
     if wire in _DTYPES:
         return {"samples": samples.to(_DTYPES[wire]).contiguous()}
-    levels = samples.float().clamp(0, 1).mul_(_LEVELS).round_().byte()
+    levels, known = levels_of(samples), samples.isfinite()
+    if not known.all():  # 8 bits have no NaN, and a broken picture must not come out as a good one
+        return {"samples": torch.where(known, levels / _LEVELS, samples.float()).contiguous()}
+    levels = levels.byte()
     if wire == "uint8":
         return {"samples": levels.contiguous()}
     files = [encode_png(picture) for picture in levels.flatten(0, -4)]

@@ -205,6 +205,18 @@ def test_an_answer_that_lacks_a_score_is_refused_and_none_is_made_up(answer):
         unpack_answer(answer, ["a"], 2)
 
 
+@pytest.mark.parametrize("wire", ["float32", "float16", "uint8", "png"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_pixel_that_is_no_number_arrives_as_one_whatever_the_wire(wire, value):
+    samples = pictures(2)
+    samples[1, 0, 2, 3] = value
+    found = unpack_question(pack_question(question(samples), wire), LIMITS).samples
+    assert torch.equal(found.isfinite(), samples.isfinite())
+    if wire in ("uint8", "png"):
+        apart = unpack_question(pack_question(question(pictures(2)), wire), LIMITS).samples
+        assert torch.equal(found[0], apart[0])  # the others are the levels that they are alone
+
+
 def test_a_whole_number_that_no_float_holds_is_no_score_and_no_time():
     huge = b"1" + b"0" * 400
     answer = unpack_answer(b'{"parts": {"a": [1, %s]}, "reasons": {}}' % huge, ["a"], 2)
