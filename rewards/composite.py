@@ -96,10 +96,19 @@ class CompositeReward:
 
         Args:
             scores: Name of a part to its scores, of any shape, of all processes.
+
+        Raises:
+            ValueError: If a part that a running scale waits for is not among them, because a reward around this one leaves it out.
         """
         for name, scale in self.normalise.items():
-            if (observe := getattr(scale, "observe", None)) is not None:
-                observe(scores[name])
+            if (observe := getattr(scale, "observe", None)) is None:
+                continue
+            if name not in scores:
+                raise ValueError(
+                    f"a running scale waits for the part {name!r}, which the reward around this one does not report; report it there with "
+                    "weight 0, or take a rewards.FixedScale"
+                )
+            observe(scores[name])
 
     def state_dict(self) -> dict[str, Any]:
         """What running scales must keep in a checkpoint."""

@@ -171,3 +171,9 @@ def test_rewards_that_work_elsewhere_are_asked_first(pictures):
     parts = CompositeReward(rewards=(Here(), Elsewhere()))(pictures, PROMPTS).parts
     assert told == ["asked", "here", "fetched"]
     assert list(parts) == ["brightness", "jpeg"]
+
+
+def test_a_running_scale_that_is_told_nothing_of_its_part_says_so():
+    reward = CompositeReward(rewards=(Brightness(),), normalise={"brightness": RunningScale()})
+    with pytest.raises(ValueError, match="waits for the part 'brightness', which the reward around this one does not report"):
+        reward.observe({"mine": torch.ones(2)})
