@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["add_arguments", "run"]
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "numpy", "scikit-learn")
-EXTRAS = {"wandb": "wandb", "xformers": "xformers", "open_clip": "open-clip"}
+EXTRAS = {"wandb": "wandb", "xformers": "xformers", "open_clip": "open-clip", "bitsandbytes": "bitsandbytes"}
 WORLD_SIZES = (1, 2, 4, 8, 16)
 WRONG = 2
 
