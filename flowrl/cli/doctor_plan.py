@@ -186,5 +186,9 @@ def _remedy(subject: Subject, strategy: Strategy, plan: MemoryPlan, limit: int) 
     if advice.fits:
         say(row("", f"then {memory(advice.plan.peak)}: {overrides}"))
         return f"memory: {strategy.title} needs {memory(plan.peak)}; with these it fits into {memory(limit)}: {overrides}"
-    say(row("", f"then {memory(advice.plan.peak)}, which is still too much. {MORE}"))
-    return f"memory: {strategy.title} needs {memory(plan.peak)}, and at least {memory(advice.plan.peak)}. {MORE}"
+    if advice.changes:
+        say(row("", f"then {memory(advice.plan.peak)}, which is still too much"))
+    else:
+        say(row("", "none of the options saves enough"))
+    still = f", and {memory(advice.plan.peak)} with all that was said to change" if advice.changes else ""
+    return f"memory: {strategy.title} needs {memory(plan.peak)}{still}; {memory(limit)} is too little. {MORE}"

@@ -46,7 +46,8 @@ class Evaluation:
         keep: How many pictures the result keeps for the sample grid; of videos a strip of frames each.
 
     Raises:
-        ValueError: If the prompt file is unusable, a number is out of range, the sampler draws groups, or two rewards share a part's name.
+        ValueError: If the prompt file is unusable, a number is out of range, the sampler draws groups, two rewards share a part's name,
+            or a reward's scale moves with training.
     """
 
     prompts: str | tuple[str, ...]
@@ -76,6 +77,7 @@ class Evaluation:
                 "a reward compares the pictures of a prompt, and there is one of each; draw at least two: images_per_prompt of the "
                 "evaluation, --images of flowrl sample"
             )
+        _refuse_moving_scales(self.rewards)
         if not self.texts:
             raise ValueError("an evaluation needs at least one prompt, got none; list them, or name a prompt file")
 
@@ -186,3 +188,12 @@ def batched(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:
     """The items in order, ``size`` at a time."""
     for start in range(0, len(items), size):
         yield items[start : start + size]
+
+
+def _refuse_moving_scales(rewards: Sequence[Reward]) -> None:
+    for reward in rewards:
+        if getattr(reward, "state_dict", dict)():
+            raise ValueError(
+                f"a {type(reward).__name__} of an evaluation has a scale that moves with training, so that two evaluations cannot be "
+                "compared; leave RunningScale out there, or take a FixedScale"
+            )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, cast
 
 from flowrl.errors import ConfigError, require
+from flowrl.models import FirstBlockCache
 from flowrl.rl import needs_reference
 from flowrl.train.optimizer import AdamW8bit
 
@@ -81,6 +82,8 @@ def _settle_fsdp(accelerator: Accelerator, trainer: RLTrainer) -> None:
             f"accelerate {accelerate.__version__} does not restore optimisers under FSDP 2; install a newer one: "
             "pip install 'accelerate>=1.13'"
         )
+    if isinstance(getattr(trainer.model, "tail_cache", None), FirstBlockCache):
+        raise ConfigError("FirstBlockCache decides on each process by its own rows, sharded weights need all to agree; use TaylorSeerCache")
     if isinstance(trainer.optimizer, AdamW8bit):
         raise ConfigError(
             "AdamW8bit does not know sharded weights; take flowrl.train.AdamW under FSDP 2, whose moments are shared out anyway"

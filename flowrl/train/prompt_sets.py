@@ -70,7 +70,8 @@ def _of_lines(path: Path) -> list[str]:
 
 def _of_json_lines(path: Path) -> list[str]:
     lines = enumerate(_lines(path), start=1)
-    return [_entry(_json(line, f"{path}, line {number}"), f"{path}, line {number}", path) for number, line in lines if line.strip()]
+    entries = [_entry(_json(line, f"{path}, line {number}"), f"{path}, line {number}", path) for number, line in lines if line.strip()]
+    return [entry for entry in entries if entry]
 
 
 def _of_json(path: Path) -> list[str]:
@@ -78,7 +79,7 @@ def _of_json(path: Path) -> list[str]:
     if isinstance(content, dict):  # texts under names, such as {"photo": [...], "anime": [...]}
         content = [{"prompt": text, "category": name} for name, texts in content.items() for text in _list(texts, f"{path}, {name!r}")]
     entries = enumerate(_list(content, str(path)))
-    return _once(entry if isinstance(entry, str) else _entry(entry, f"{path}, entry {number}", path) for number, entry in entries)
+    return _once(entry.strip() if isinstance(entry, str) else _entry(entry, f"{path}, entry {number}", path) for number, entry in entries)
 
 
 def _of_table(path: Path) -> list[str]:
@@ -143,7 +144,7 @@ def _list(value: Any, place: str) -> list[Any]:
 
 
 def _once(prompts: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(prompts))
+    return list(dict.fromkeys(prompt for prompt in prompts if prompt))
 
 
 READERS: dict[str, Callable[[Path], list[str]]] = {

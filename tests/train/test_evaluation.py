@@ -270,3 +270,16 @@ def test_a_reward_that_compares_pictures_needs_two_of_each_prompt():
     reward = Diversity()
     with pytest.raises(ValueError, match="compares the pictures of a prompt, and there is one of each; draw at least two"):
         Evaluation(prompts=("red",), sampler=ODESampler(grid=ShiftedGrid(steps=2)), rewards=(reward,), images_per_prompt=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drifting(Level):
+    """Has seen scores, and scores by them."""
+
+    def state_dict(self) -> dict[str, float]:
+        return {"sum": 1.0}
+
+
+def test_a_reward_whose_scale_moves_with_training_is_refused():
+    with pytest.raises(ValueError, match="a Drifting of an evaluation has a scale that moves with training"):
+        evaluation(rewards=(Drifting(),))

@@ -118,6 +118,15 @@ def test_a_file_that_is_not_what_its_ending_says_is_refused_with_the_place(tmp_p
         load_prompts(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.txt", " \nx"), ("a.json", '["", "x", " "]'), ("a.jsonl", '{"prompt": " "}\n{"prompt": "x"}'), ("a.csv", "prompt\n x \n \n")],
+)
+def test_blank_prompts_are_left_out_of_every_kind_of_file(tmp_path, name, content):
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    assert load_prompts(tmp_path / name) == ["x"]
+
+
 def test_a_folder_without_prompt_files_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"holds no prompt file; it needs one that ends in \.txt, \.jsonl"):
         load_prompts(tmp_path)

@@ -8,6 +8,7 @@ file is checked, and what the trainer tells it.
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,7 +26,7 @@ from toys import DYNAMICS, GRID, SHAPE, Bright, ExplodingSource, LinearNet, ToyM
 
 from flowrl.config import bundled_configs
 from flowrl.errors import CheckpointError, ConfigError
-from flowrl.models import LoRA, StableDiffusion3
+from flowrl.models import FirstBlockCache, LoRA, StableDiffusion3
 from flowrl.rl import PPOClip
 from flowrl.train import AdamW8bit, Evaluation, UpdateSettings
 from flowrl.train.ema import WeightAverage
@@ -198,6 +199,7 @@ def test_what_cannot_be_sharded_is_refused_before_training(pipeline_folder, tmp_
     for version, fields, message in (
         (2, {"model": full, "objective": PPOClip(kl_weight=0.1)}, "ConfigError: a KL to the reference model cannot swap all weights"),
         (1, {"model": ExplodingSource()}, "ConfigError: FSDP 1 flattens parameters"),
+        (2, {"model": replace(full, tail_cache=FirstBlockCache())}, "ConfigError: FirstBlockCache decides on each process"),
         (2, {"model": ExplodingSource(), "optimizer": AdamW8bit(lr=1e-3)}, "ConfigError: AdamW8bit does not know sharded weights"),
         (
             "1.12.0",
