@@ -57,3 +57,23 @@ def test_the_examples_of_a_page_run(page, monkeypatch, tmp_path):
     for block in _blocks("python", page):
         exec(compile(block, str(page), "exec"), names)
     assert names
+
+
+def test_the_config_of_the_guide_to_models_trains(monkeypatch, tmp_path):
+    """The page as a user follows it: the adapter in a file, the small pipeline in a folder, the YAML beside them."""
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    page = README.parent / "docs" / "add_a_model.md"
+    adapter, pipeline, *_ = _blocks("python", page)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_models").mkdir()
+    (tmp_path / "my_models" / "auraflow.py").write_text(adapter, encoding="utf-8")
+    (tmp_path / "prompts.txt").write_text("red square\ngreen circle\n", encoding="utf-8")
+    (tmp_path / "tiny.yaml").write_text(_blocks("yaml", page)[0], encoding="utf-8")
+    exec(compile(pipeline, str(page), "exec"), {})
+    try:
+        assert main(["train", "tiny.yaml", "trackers=[]"]) == 0
+    finally:
+        for state in (AcceleratorState, GradientState, PartialState):
+            state._reset_state()
+    assert (tmp_path / "runs" / "auraflow" / "checkpoints" / "update_000004").is_dir()
