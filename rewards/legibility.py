@@ -32,8 +32,24 @@ CNN_SHAPES: dict[str, tuple[int | None, ...]] = {
 KERNEL_SHAPES: dict[str, tuple[int | None, ...]] = {"scans": (None, 64), "coefficients": (None, 10), "width": (), "temperature": ()}
 
 
+class _OfDigits:
+    """What the two rewards share."""
+
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Refuse prompts that do not name exactly one digit.
+
+        Raises:
+            ValueError: If one does not.
+        """
+        named_digits(prompts)
+
+    def known_answers(self) -> Sequence[KnownAnswer]:
+        """Scans of digits that no one was trained on."""
+        return known_digits()
+
+
 @dataclass(frozen=True, kw_only=True)
-class Legibility:
+class Legibility(_OfDigits):
     """Log-probability, in nats, that a small convolutional network gives to the digit that the prompt names.
 
     It was trained on scans that the generator has not seen, with 10 % label smoothing, which keeps the log-probability of a wrong digit
@@ -67,21 +83,9 @@ class Legibility:
         log_prob = log_softmax(cnn_logits(scans, load_classifier(self.classifier, CNN_SHAPES, samples.device)), dim=-1)
         return RewardBatch({"legibility": _of_named(log_prob, digits)})
 
-    def check_prompts(self, prompts: Sequence[str]) -> None:
-        """Refuse prompts that do not name exactly one digit.
-
-        Raises:
-            ValueError: If one does not.
-        """
-        named_digits(prompts)
-
-    def known_answers(self) -> Sequence[KnownAnswer]:
-        """Scans of digits that no one was trained on."""
-        return known_digits()
-
 
 @dataclass(frozen=True, kw_only=True)
-class HeldoutLegibility:
+class HeldoutLegibility(_OfDigits):
     """How a classifier of another kind, which no training may see, reads the pictures: kernel ridge regression on other scans.
 
     Parts: ``heldout_probability`` of the named digit, and ``heldout_accuracy``, 1 where the named digit is the most probable, else 0.
@@ -116,18 +120,6 @@ class HeldoutLegibility:
         # A picture with a NaN pixel has no most probable digit: NaN, so that the trainer stops instead of counting it as wrong.
         accuracy = correct.float() + 0 * logits.sum(-1)
         return RewardBatch({"heldout_probability": _of_named(logits.softmax(-1), digits), "heldout_accuracy": accuracy})
-
-    def check_prompts(self, prompts: Sequence[str]) -> None:
-        """Refuse prompts that do not name exactly one digit.
-
-        Raises:
-            ValueError: If one does not.
-        """
-        named_digits(prompts)
-
-    def known_answers(self) -> Sequence[KnownAnswer]:
-        """Scans of digits that no one was trained on."""
-        return known_digits()
 
 
 def cnn_logits(scans: Tensor, arrays: Mapping[str, Tensor]) -> Tensor:
