@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from flowrl.errors import RewardError, close_match
-from rewards.remote.servers import AskError, Backoff, Server, Servers
+from rewards.remote.servers import AskError, Backoff, Server, Servers, clock_time
 from rewards.remote.wire import PROTOCOL, Answer, Question, WireFormat, pack_question, unpack_answer
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class Asker:
                 try:
                     return self._answer(server, body, len(question))
                 except AskError as error:
-                    self._note(server, error)
+                    self._note(server, error, asked_since)
                     story.add(server, error)
             if len(story.final) == len(list(self.servers)):
                 break
@@ -125,8 +125,7 @@ class Asker:
         found = self.servers.health(server)
         self.wanted.require(found, self.servers.identity)
         self.servers.identity = found.get("identity")
-        if self.servers.succeeded(server):
-            logger.warning("reward server %s answers now", server.url)
+        self.servers.succeeded(server)
         return found
 
     def _answer(self, server: Server, body: bytes, rows: int) -> Answer:
@@ -137,15 +136,20 @@ class Asker:
         except ValueError as error:
             raise AskError("server", str(error)) from error
         self.servers.succeeded(server)
+        if self.servers.is_back(server):
+            logger.warning("reward server %s is back", server.url)
         return answer
 
     def _pause(self, attempt: int, asked_since: float) -> bool:
         """Wait before a round; False at once if it is not worth while any more."""
-        since = max(asked_since, self.servers.last_sign_of_life)
-        if time.monotonic() - since > self.backoff.total_s(self.retries) + self.timeout_s:
+        if time.monotonic() > self._gives_up(asked_since):
             return False
         time.sleep(self.backoff.pause_s(attempt - 1))
         return True
+
+    def _gives_up(self, asked_since: float) -> float:
+        """When the last round may begin, on ``time.monotonic``."""
+        return max(asked_since, self.servers.last_sign_of_life) + self.backoff.total_s(self.retries) + self.timeout_s
 
     def _look_after_the_sick(self) -> None:
         """See on other threads whether servers are well again, so that no question waits for one that is not."""
@@ -156,12 +160,20 @@ class Asker:
         try:
             self.verify(server)
         except AskError as error:
-            self._note(server, error)
+            self._note(server, error, time.monotonic())
 
-    def _note(self, server: Server, error: AskError) -> None:
-        level = logging.WARNING if server.failures == 0 else logging.INFO
-        logger.log(level, "reward server %s: %s", server.url, error)
-        self.servers.failed(server, error)
+    def _note(self, server: Server, error: AskError, asked_since: float) -> None:
+        """One warning when a server goes down, with the latest time at which this question is given up; the rest is for the curious."""
+        logger.debug("reward server %s: %s", server.url, error)
+        if not self.servers.failed(server, error):
+            return
+        if error.fault in _FINAL:
+            then = "it is not used"
+        elif self.servers.others_work(server):
+            then = "others take over"
+        else:
+            then = f"asking again, gives up at {clock_time(self._gives_up(asked_since))} at the latest"
+        logger.warning("reward server %s is down (%s); %s", server.url, error, then)
 
 
 @dataclass

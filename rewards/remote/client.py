@@ -20,7 +20,7 @@ from flowrl.errors import ConfigError, RewardError
 from flowrl.rl import RewardBatch
 from rewards.remote.asking import Asker, Wanted
 from rewards.remote.rows import row_batches
-from rewards.remote.servers import AskError, Backoff, Servers
+from rewards.remote.servers import AskError, Backoff, Servers, clock_time
 from rewards.remote.wire import Answer, Question, WireFormat
 from rewards.self_test import CaseOutcome, SelfTestReport
 
@@ -123,9 +123,12 @@ class RemoteReward:
                 raise RewardError("; ".join(final or [text for text, _ in problems]))
             if found:
                 break
-            logger.log(logging.INFO if attempt else logging.WARNING, "waiting for a reward server: %s", problems[0][0])
+            level, text = logging.DEBUG if attempt else logging.WARNING, "waiting for a reward server, gives up at %s: %s"
+            logger.log(level, text, clock_time(until), problems[0][0])
             time.sleep(min(self._backoff.pause_s(attempt), _LOOK_EVERY_S, max(until - time.monotonic(), 0.0)))
             attempt += 1
+        if attempt:
+            logger.warning("a reward server is ready")
         for text in [
             *dict.fromkeys(remark for about in found for remark in self._asker.wanted.remarks(about)),
             *(text for text, _ in problems),
@@ -210,6 +213,7 @@ class RemoteReward:
         for server in self._asker.servers:
             try:
                 found.append(self._asker.verify(server))
+                self._asker.servers.is_back(server)
             except AskError as error:
                 self._asker.servers.failed(server, error)
                 problems.append((f"reward server {server.url}: {error}", str(error.fault)))

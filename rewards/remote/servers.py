@@ -18,7 +18,7 @@ from rewards.remote.wire import CONTENT_TYPE, IDENTITY_HEADER
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["AskError", "Backoff", "Server", "Servers"]
+__all__ = ["AskError", "Backoff", "Server", "Servers", "clock_time"]
 
 _MAX_ANSWER = 64 * 2**20  # bytes; scores of a request are kilobytes
 _HEALTH_TIMEOUT_S = 10.0
@@ -73,6 +73,11 @@ class Backoff:
         return min(self.first_s * 2.0 ** min(doublings, _MOST_DOUBLINGS), self.longest_s)
 
 
+def clock_time(moment: float) -> str:
+    """The wall clock's time at a moment of ``time.monotonic``."""
+    return time.strftime("%H:%M:%S", time.localtime(time.time() + moment - time.monotonic()))
+
+
 @dataclass(eq=False)
 class Server:
     """One server as this process knows it.
@@ -81,6 +86,7 @@ class Server:
         url: Its address.
         trusted: Whether it has been found healthy and of the right reward since its last failure.
         failures: In a row.
+        down: Whether it is known, and has been said, to be of no use; until it gives scores again.
         rests_until: On ``time.monotonic``; until then it is asked only if all others fail.
         under_way: Requests that it has not answered.
     """
@@ -88,6 +94,7 @@ class Server:
     url: str
     trusted: bool = False
     failures: int = 0
+    down: bool = False
     rests_until: float = 0.0
     under_way: int = 0
 
@@ -169,21 +176,32 @@ class Servers:
             with self._lock:
                 server.under_way -= 1
 
-    def succeeded(self, server: Server) -> int:
-        """Trust a server again; the failures that it had in a row."""
+    def succeeded(self, server: Server) -> None:
+        """Trust a server again."""
         with self._lock:
             self.last_sign_of_life = time.monotonic()
-            failures, server.failures, server.rests_until, server.trusted = server.failures, 0, 0.0, True
-        return failures
+            server.failures, server.rests_until, server.trusted = 0, 0.0, True
 
-    def failed(self, server: Server, error: AskError) -> None:
-        """Let a server rest, unless the request is to blame; one that is only busy keeps its good name."""
+    def is_back(self, server: Server) -> bool:
+        """Note that a server is of use; whether it was down before."""
+        with self._lock:
+            was_down, server.down = server.down, False
+        return was_down
+
+    def failed(self, server: Server, error: AskError) -> bool:
+        """Let a server rest, unless the request is to blame; one that is only busy keeps its good name. Whether it is down since now."""
         if error.fault == "request":
-            return
+            return False
         with self._lock:
             server.failures += 1
             server.trusted = server.trusted and error.fault == "busy"
             server.rests_until = time.monotonic() + self._backoff.pause_s(server.failures - 1)
+            was_down, server.down = server.down, server.down or error.fault != "busy"
+            return server.down and not was_down
+
+    def others_work(self, server: Server) -> bool:
+        """Whether another server is not known to be down."""
+        return any(not other.down for other in self._servers if other is not server)
 
     def _exchange(self, method: str, url: str, *, timeout_s: float, body: bytes | None = None, identity: str | None = None) -> bytes:
         """One request, which ends soon after ``timeout_s``, however slowly the answer trickles in."""

@@ -5,8 +5,10 @@ import json
 import logging
 import os
 import pickle
+import re
 import threading
 import time
+from datetime import datetime
 
 import pytest
 import torch
@@ -130,7 +132,36 @@ def test_a_dead_server_costs_no_score_where_another_lives(bright, caplog):
     assert torch.equal(scores(reward), local(pictures(8)))
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warnings) == 1, "one word about it, not one a request"
-    assert warnings[0].startswith(f"reward server {DEAD}: ConnectError")
+    assert warnings[0].startswith(f"reward server {DEAD} is down (ConnectError")
+    assert warnings[0].endswith("; others take over")
+
+
+def warned(caplog):
+    ours = [record for record in caplog.records if record.name == "flowrl.rewards.remote"]
+    return [record.getMessage() for record in ours if record.levelno > logging.DEBUG]
+
+
+def test_a_server_that_stays_away_is_told_once_with_the_time_at_which_it_is_given_up(caplog):
+    caplog.set_level(logging.DEBUG, "flowrl")
+    reward = client(DEAD, batch=1, requests=4, retries=4, timeout_s=60.0)
+    for _ in range(2):
+        with pytest.raises(RewardError, match=r"asked 5 times"):
+            scores(reward)
+    (told,) = warned(caplog)
+    found = re.fullmatch(
+        rf"reward server {DEAD} is down \(ConnectError.*\); asking again, gives up at (\d\d:\d\d:\d\d) at the latest", told
+    )
+    ahead = datetime.strptime(found[1], "%H:%M:%S") - datetime.strptime(time.strftime("%H:%M:%S"), "%H:%M:%S")
+    assert 55 <= ahead.total_seconds() % 86400 <= 61
+    assert len(caplog.records) > 40, "every try is told to those who look for it"
+
+
+def test_a_server_that_is_healthy_but_scores_nothing_does_not_come_and_go_in_the_log(caplog):
+    caplog.set_level(logging.INFO, "flowrl")
+    with impostor(lambda handler: say(handler, b'{"detail": "the card is broken"}', status=500)) as url, pytest.raises(RewardError):
+        scores(client(url, retries=5))
+    (told,) = warned(caplog)
+    assert told.startswith(f"reward server {url} is down (status 500: the card is broken)")
 
 
 def test_a_server_that_comes_back_is_used_again(bright, caplog):
@@ -141,7 +172,8 @@ def test_a_server_that_comes_back_is_used_again(bright, caplog):
         first, _ = reward._asker.servers
         until(lambda: scores(reward).isfinite().all() and first.trusted)
         assert first.failures == 0
-        assert f"reward server {first.url} answers now" in caplog.text
+        until(lambda: scores(reward).isfinite().all() and not first.down)
+    assert [text for text in warned(caplog) if "back" in text] == [f"reward server {first.url} is back"]
 
 
 def test_requests_are_spread_over_the_servers(bright, other):
@@ -308,6 +340,7 @@ def test_the_check_passes_where_one_server_is_ready_and_tells_of_the_others(brig
 
 
 def test_the_check_waits_for_a_server_that_starts_late(caplog):
+    caplog.set_level(logging.INFO, "flowrl")
     port, ended = free_port(), threading.Event()
 
     def serve():
@@ -318,7 +351,9 @@ def test_the_check_waits_for_a_server_that_starts_late(caplog):
     thread = threading.Thread(target=serve)
     thread.start()
     client(f"http://127.0.0.1:{port}", start_within_s=20.0).check()
-    assert "waiting for a reward server" in caplog.text
+    waiting, ready = warned(caplog)
+    assert re.match(r"waiting for a reward server, gives up at \d\d:\d\d:\d\d: reward server http", waiting)
+    assert ready == "a reward server is ready"
     ended.set()
     thread.join()
 
