@@ -113,17 +113,42 @@ class Evaluation:
             network.train(training)
         return EvaluationResult.merge(blocks)
 
+    @torch.no_grad()
+    def draw(self, model: ImageModel, prompts: Sequence[str]) -> Tensor:
+        """Draw one picture of each prompt and score none: what image ``i`` of an evaluation of these prompts would show.
+
+        Args:
+            model: With whatever weights it has now.
+            prompts: In place of the evaluation's own; one that is repeated is drawn from other noise each time. At least one.
+
+        Returns:
+            Pictures ``(prompt, 3, height, width)`` in [0, 1], of videos a strip of frames each; on the CPU.
+        """
+        training = model.module.training
+        model.module.eval()
+        try:
+            batches = [self._draw(model, None, index, prompts)[0] for index in batched(range(len(prompts)), self.batch)]
+        finally:
+            model.module.train(training)
+        return torch.stack([film_strip(picture).cpu() for pictures in batches for picture in pictures])
+
     def blocks(self) -> list[list[int]]:
         """All image numbers in blocks of about ``batch``, whole prompts at a time; they do not depend on the number of processes."""
         return [self._images_of(prompts) for prompts in batched(range(len(self.texts)), self._prompts_at_once)]
 
     def _shares(self, rank: int, processes: int) -> Iterator[list[int]]:
         """Image numbers of this process, whole prompts at a time, so that no block of pictures is larger than need be."""
-        count = len(self.texts)
-        rounds = -(-count // processes)
-        mine = [(turn * processes + rank) % count for turn in range(rounds)]  # the last round wraps: equal calls everywhere
-        for prompts in batched(mine, self._prompts_at_once):
+        for prompts in batched(self._prompts_of(rank, processes), self._prompts_at_once):
             yield self._images_of(list(dict.fromkeys(prompts)))
+
+    def _prompts_of(self, rank: int, processes: int) -> list[int]:
+        """Numbers of a process's prompts; the last round wraps: equal calls everywhere."""
+        count = len(self.texts)
+        return [(turn * processes + rank) % count for turn in range(-(-count // processes))]
+
+    def texts_of(self, rank: int, processes: int) -> list[str]:
+        """The prompts that :meth:`run` draws on one of several processes."""
+        return [self.texts[prompt] for prompt in self._prompts_of(rank, processes)]
 
     @property
     def _prompts_at_once(self) -> int:
@@ -142,7 +167,7 @@ class Evaluation:
             module: What to call in place of the model's own network.
         """
         chunks = [index[start : start + self.batch] for start in range(0, len(index), self.batch)]
-        drawn = [self._draw(model, module, chunk) for chunk in chunks]
+        drawn = [self._draw(model, module, chunk, self.texts) for chunk in chunks]
         pictures = torch.cat([images for images, _ in drawn])
         prompts = [self.texts[image % len(self.texts)] for image in index]
         owner = torch.tensor([image % len(self.texts) for image in index])
@@ -162,9 +187,9 @@ class Evaluation:
             network_evaluations=sum(evaluations for _, evaluations in drawn),
         )
 
-    def _draw(self, model: ImageModel, module: nn.Module | None, index: list[int]) -> tuple[Tensor, int]:
+    def _draw(self, model: ImageModel, module: nn.Module | None, index: Sequence[int], texts: Sequence[str]) -> tuple[Tensor, int]:
         noise = randn((len(index), *model.state_shape), [seeded_generator(self.seed, NOISE, image) for image in index], device=model.device)
-        condition = model.encode([self.texts[image % len(self.texts)] for image in index])
+        condition = model.encode([texts[image % len(texts)] for image in index])
         steps = [seeded_generator(self.seed, STEPS, image) for image in index]
         trajectory = self.sampler.sample(model.field(module), model.initial_state(noise, self.sampler.initial_time), condition, steps)
         return model.decode(trajectory.final), trajectory.network_evaluations

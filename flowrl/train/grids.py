@@ -26,21 +26,22 @@ PAPER, INK, GREY, BETTER, WORSE = "#ffffff", "#1c2127", "#5f6b76", "#0065a8", "#
 WIDE_FONTS = ("NotoSansCJK-Regular.ttc", "Arial Unicode.ttf", "DejaVuSans.ttf")  # for prompts beyond ASCII, where the system has them
 
 
-def picture_grid(images: Tensor, prompts: Sequence[str], scores: Sequence[float] | Tensor, *, title: str = "") -> Image.Image:
-    """Draw pictures with their prompt and reward below.
+def picture_grid(images: Tensor, prompts: Sequence[str], scores: Sequence[float] | Tensor | None, *, title: str = "") -> Image.Image:
+    """Draw pictures with their prompt, and reward where there is one, below.
 
     Args:
         images: Pictures ``(batch, 3, height, width)`` in [0, 1], or videos ``(batch, frame, 3, height, width)``.
         prompts: One per picture.
-        scores: The reward of each picture, any unit.
+        scores: The reward of each picture, any unit; None leaves its line out.
         title: Written above the grid.
 
     Raises:
         ValueError: If the numbers of pictures, prompts and scores differ, or there is none.
     """
-    pictures = _pictures(images, len(prompts), len(scores))
-    rows = zip(pictures, prompts, map(float, scores), strict=True)
-    return _lay_out([_cell([picture], [f"reward {score:.3g}"], [GREY], prompt) for picture, prompt, score in rows], title)
+    pictures = _pictures(images, len(prompts), len(prompts if scores is None else scores))
+    notes = [[]] * len(prompts) if scores is None else [[f"reward {float(score):.3g}"] for score in scores]
+    rows = zip(pictures, prompts, notes, strict=True)
+    return _lay_out([_cell([picture], note, [GREY] * len(note), prompt) for picture, prompt, note in rows], title)
 
 
 def before_after_grid(
@@ -53,6 +54,8 @@ def before_after_grid(
     title: str = "",
 ) -> Image.Image:
     """Draw what two models made of the same prompts and noise side by side; a reward that rose is blue, one that fell vermilion.
+
+    One whose digits, as they are written, did not change is grey.
 
     Args:
         before: Pictures of the first model ``(batch, 3, height, width)`` in [0, 1], or videos ``(batch, frame, 3, height, width)``.
@@ -68,8 +71,9 @@ def before_after_grid(
     pairs = zip(_pictures(before, len(prompts), len(before_scores)), _pictures(after, len(prompts), len(after_scores)), strict=True)
     cells = []
     for pair, prompt, old, new in zip(pairs, prompts, map(float, before_scores), map(float, after_scores), strict=True):
-        colour = BETTER if new > old else WORSE if new < old else GREY
-        cells.append(_cell(pair, [f"before {old:.3g}", f"after {new:.3g}"], [GREY, colour], prompt))
+        told = [f"{old:.3g}", f"{new:.3g}"]
+        colour = GREY if told[0] == told[1] else BETTER if new > old else WORSE
+        cells.append(_cell(pair, [f"before {told[0]}", f"after {told[1]}"], [GREY, colour], prompt))
     return _lay_out(cells, title)
 
 
@@ -136,21 +140,23 @@ def resized(picture: Image.Image) -> Image.Image:
 
 
 def _cell(pictures: Sequence[Image.Image], notes: Sequence[str], colours: Sequence[str], prompt: str) -> Image.Image:
-    """Pictures in a row, a note under each, the prompt on up to two lines below."""
+    """Pictures in a row, a note under each unless there are none, the prompt on up to two lines below."""
     width = sum(picture.width for picture in pictures) + GAP * (len(pictures) - 1)
     top = max(picture.height for picture in pictures)
     font = font_of(PROMPT_SIZE, prompt)
     lines = _wrap(prompt, width, font.getlength)
-    cell = Image.new("RGB", (width, top + 12 + SCORE_SIZE + len(lines) * (PROMPT_SIZE + 4)), PAPER)
+    below = top + (12 + SCORE_SIZE if notes else 6)
+    cell = Image.new("RGB", (width, below + len(lines) * (PROMPT_SIZE + 4)), PAPER)
     draw = ImageDraw.Draw(cell)
     left = 0
-    for picture, note, colour in zip(pictures, notes, colours, strict=True):
+    for place, picture in enumerate(pictures):
         cell.paste(picture, (left, 0))
         draw.rectangle((left, 0, left + picture.width - 1, picture.height - 1), outline="#d5dadf")
-        draw.text((left, top + 5), note, fill=colour, font=font_of(SCORE_SIZE, note))
+        if notes:
+            draw.text((left, top + 5), notes[place], fill=colours[place], font=font_of(SCORE_SIZE, notes[place]))
         left += picture.width + GAP
     for line, text in enumerate(lines):
-        draw.text((0, top + 12 + SCORE_SIZE + line * (PROMPT_SIZE + 4)), text, fill=INK, font=font)
+        draw.text((0, below + line * (PROMPT_SIZE + 4)), text, fill=INK, font=font)
     return cell
 
 

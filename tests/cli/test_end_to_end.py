@@ -274,7 +274,7 @@ def test_samples_of_a_run_are_those_of_its_checkpoint_and_of_a_config_those_of_t
 def test_a_prompt_of_the_run_is_sampled_with_its_facts(tmp_path):
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "seven", "count": 7}\n', encoding="utf-8")
     trainer, _ = load_trainer(CONFIG, [f"prompts={tmp_path}/prompts.jsonl"])
-    known, unknown = sample._drawing(trainer, SimpleNamespace(prompt=["seven", "a new one"], images=1, seed=0)).texts
+    known, unknown = sample._prompts(trainer, trainer.evaluation, SimpleNamespace(prompt=["seven", "a new one"], prompts=None))
     assert (known, facts_of(known)) == (Prompt("seven", facts={"count": 7}), {"count": 7})
     assert unknown == "a new one"
 

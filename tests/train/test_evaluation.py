@@ -1,5 +1,6 @@
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -283,3 +284,16 @@ class Drifting(Level):
 def test_a_reward_whose_scale_moves_with_training_is_refused():
     with pytest.raises(ValueError, match="a Drifting of an evaluation has a scale that moves with training"):
         evaluation(rewards=(Drifting(),))
+
+
+def test_pictures_drawn_without_scores_are_those_of_an_evaluation_of_the_same_prompts():
+    scored = evaluation(batch=4, keep=10, images_per_prompt=2).run(Still())
+    drawn = evaluation(batch=3, rewards=(Refuses(),)).draw(Still(), PROMPTS * 2)
+    torch.testing.assert_close(drawn, torch.stack(list(scored.images.values())), atol=1e-6, rtol=0)
+
+
+class Refuses:
+    weights: ClassVar = {"refused": 1.0}
+
+    def __call__(self, samples, prompts):
+        raise AttributeError("asked although no score is wanted")

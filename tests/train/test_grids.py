@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import ImageColor
 
-from flowrl.train.grids import BETTER, MARGIN, WORSE, before_after_grid, film_strip, from_png, picture_grid, save_png, to_picture
+from flowrl.train.grids import BETTER, GREY, MARGIN, WORSE, before_after_grid, film_strip, from_png, picture_grid, save_png, to_picture
 
 
 def colours(picture) -> set[tuple[int, ...]]:
@@ -85,3 +85,18 @@ def test_a_grid_of_videos_is_that_of_their_film_strips_and_leaves_room_for_them(
     strips = torch.stack([film_strip(video) for video in videos])
     assert np.array_equal(np.asarray(page), np.asarray(picture_grid(strips, ["a", "b"], [0.0, 1.0])))
     assert page.width == MARGIN + 2 * (560 + MARGIN)
+
+
+def test_without_scores_a_cell_is_the_picture_and_its_prompt_without_a_line_for_the_reward():
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    plain, scored = (picture_grid(images, ["a", "b"], scores) for scores in (None, [0.0, 1.0]))
+    assert (plain.width, plain.height) == (scored.width, scored.height - 18)  # 12 pixels of text and 6 around it
+    rows = slice(MARGIN, MARGIN + 112)
+    assert np.array_equal(np.asarray(plain)[rows], np.asarray(scored)[rows])
+    assert ImageColor.getrgb(GREY) not in colours(plain)
+
+
+def test_a_reward_whose_written_digits_are_the_same_is_grey():
+    image = torch.zeros(1, 3, 8, 8)
+    same = colours(before_after_grid(image, image, ["a"], [0.51234], [0.51249]))
+    assert not {ImageColor.getrgb(BETTER), ImageColor.getrgb(WORSE)} & same
