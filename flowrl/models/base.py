@@ -38,7 +38,7 @@ class ImageModel(Protocol):
     def prepare(self, prompts: Sequence[str]) -> None:
         """Told once, before the first :meth:`encode`, of all texts that a run will ask for, so that a text encoder can go afterwards.
 
-        A model that needs no such thing does nothing. Every process calls it, with the same prompts.
+        A model that needs no such thing does nothing. Every process calls it, with the prompts that it will ask for.
         """
         ...
 

@@ -20,8 +20,8 @@ __all__ = ["PromptSampler", "UniformPrompts"]
 class PromptSampler(Protocol):
     """Chooses prompts by index; the same on every process.
 
-    One that can tell in advance which prompts a run will draw has a method ``upcoming(updates, count)``, see :class:`UniformPrompts`; only
-    those are encoded where a run encodes its prompts first.
+    One that can tell in advance which prompts a run will draw has a method ``upcoming(updates, count, slots)``, see
+    :class:`UniformPrompts`; only those are encoded where a run encodes its prompts first.
     """
 
     def draw(self, update: int, count: int) -> list[int]:
@@ -79,9 +79,9 @@ class UniformPrompts:
         offset = start - first * self.prompts_count
         return torch.cat(epochs)[offset : offset + count].tolist()
 
-    def upcoming(self, updates: int, count: int) -> list[int]:
-        """Return every prompt that the first ``updates`` updates of ``count`` draw, once, ascending."""
-        return sorted({index for update in range(updates) for index in self.draw(update, count)})
+    def upcoming(self, updates: int, count: int, slots: range) -> list[int]:
+        """Return every prompt that the first ``updates`` updates of ``count`` draw in these slots, once, ascending."""
+        return sorted({index for update in range(updates) for index in self.draw(update, count)[slots.start : slots.stop]})
 
     def observe(self, indices: Sequence[int], rewards: Tensor) -> None:
         """Do nothing: the draw does not depend on rewards."""

@@ -329,10 +329,13 @@ class Run:
         )
 
     def _texts(self) -> list[str]:
-        """All that the model will be asked to encode, each text once."""
+        """All that this process's model will be asked to encode, each text once."""
+        rank, count = self.accelerator.process_index, self.trainer.prompts_per_update
+        slots = range(rank * self.groups, (rank + 1) * self.groups)
         upcoming = getattr(self.prompt_sampler, "upcoming", None)
-        indices = range(len(self.prompts)) if upcoming is None else upcoming(self.trainer.updates, self.trainer.prompts_per_update)
-        evaluated = [] if self.trainer.evaluation is None else self.trainer.evaluation.texts
+        indices = range(len(self.prompts)) if upcoming is None else upcoming(self.trainer.updates, count, slots)
+        evaluation = self.trainer.evaluation
+        evaluated = [] if evaluation is None else evaluation.texts_of(rank, self.accelerator.num_processes)
         return list(dict.fromkeys([*(self.prompts[index] for index in indices), *evaluated]))
 
     def _open(self) -> None:

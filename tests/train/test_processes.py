@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from toys import Bright, assert_same_run, count_lines, fork_pair, lines, sde, signal_self, trainer
+from toys import Bright, ToyModel, assert_same_run, count_lines, fork_pair, lines, sde, signal_self, trainer
 
 from flowrl.cli.console import load_trainer
 from flowrl.models import LORA_FILE, StableDiffusion3
@@ -224,3 +224,20 @@ def test_a_number_that_is_none_in_one_process_stops_both(fields, message, tmp_pa
         assert "NonFiniteError: " in child.output.read_text()
         assert message in child.output.read_text()
     assert check_complete(tmp_path / "run" / "checkpoints" / "update_000000") == 0
+
+
+def test_each_process_tells_its_model_of_the_texts_that_it_will_ask_for_and_no_others(tmp_path):
+    """Two processes, one prompt each an update; evaluation prompts are dealt out in turn."""
+    from samplers import ODESampler, ShiftedGrid
+
+    def work():
+        told, asked = [], set()
+        prepare, encode = ToyModel.prepare, ToyModel.encode
+        ToyModel.prepare = lambda self, prompts: (told.extend(prompts), prepare(self, prompts))[1]
+        ToyModel.encode = lambda self, prompts: (asked.update(prompts), encode(self, prompts))[1]
+        evaluation = Evaluation(prompts=("0", "1", "2"), sampler=ODESampler(grid=ShiftedGrid(steps=2)), rewards=(Bright(),))
+        trainer(tmp_path / "run", updates=2, evaluation=evaluation).run()
+        assert set(told) == asked
+        assert len(told) == len(set(told))
+
+    assert [child.wait() for child in fork_pair(work, tmp_path)] == [0, 0]
