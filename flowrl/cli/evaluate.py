@@ -2,7 +2,7 @@
 
 Examples:
   flowrl evaluate runs/digits_g2rpo
-  flowrl evaluate runs/digits_g2rpo --checkpoint 10 --checkpoint 20 --images-per-prompt 50 --seed 1
+  flowrl evaluate runs/digits_g2rpo --checkpoint all --images-per-prompt 50 --seed 1
   flowrl evaluate runs/flux --prompts HPDv2/benchmark --limit 400 --rewards image/evaluation_rewards
   flowrl evaluate image/digits_g2rpo                       (the base alone)
   accelerate launch --num_processes 8 -m flowrl.cli.main evaluate runs/flux

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     from flowrl.models import ImageModel
     from flowrl.train import RLTrainer
+    from flowrl.train.checkpoint import CheckpointFolder
 
 __all__ = ["find_checkpoint", "load_checkpoint_weights", "load_model", "released"]
 
@@ -28,11 +29,24 @@ def find_checkpoint(run_dir: Path, given: str | None = None) -> Path:
     from flowrl.train.checkpoint import CheckpointFolder, check_complete
 
     folder = CheckpointFolder(root=run_dir / "checkpoints")
+    if given is not None and given.isdecimal() and not folder.path(int(given)).is_dir():
+        raise CheckpointError(_not_kept(folder, int(given)))
     found = folder.latest() if given is None else folder.path(int(given)) if given.isdecimal() else Path(given)
     if found is None:
         raise CheckpointError(f"{folder.root} holds no checkpoint yet; let the run finish its first checkpoint_every updates")
     check_complete(found)
     return found
+
+
+def _not_kept(folder: CheckpointFolder, update: int) -> str:
+    kept = [path.name for path in folder.all()]
+    if not kept:
+        return f"{folder.root} holds no checkpoint; give a run's folder as the source, or --checkpoint RUN/checkpoints/update_{update:06d}"
+    names = " and ".join([", ".join(kept[:-1]), kept[-1]] if len(kept) > 1 else kept)
+    return (
+        f"{folder.root} holds no checkpoint after {update} updates, only {names}; give one of these "
+        "(a run keeps as many of the newest as its keep_checkpoints says)"
+    )
 
 
 def load_model(trainer: RLTrainer, device: torch.device | None = None) -> ImageModel:

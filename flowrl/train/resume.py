@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import shlex
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -9,15 +11,16 @@ import yaml
 
 from flowrl.config.targets import find_target
 from flowrl.errors import CheckpointError, ConfigError
+from flowrl.train.checkpoint import CheckpointFolder
 from flowrl.train.describe import differences
 from flowrl.train.metrics import METRICS_FILE, read_metrics
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from flowrl.train.checkpoint import CheckpointFolder
+__all__ = ["CONFIG_FILE", "refuse_other_config", "say_if_finished", "starting_point"]
 
-__all__ = ["CONFIG_FILE", "refuse_other_config", "starting_point"]
+logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.yaml"
 _SHOWN = 5  # differences of configuration in a message
@@ -65,10 +68,27 @@ def refuse_other_config(checkpoint: Path, config: Mapping[str, Any], free: Colle
     changed = [line for line in differences(_fixed(saved), _fixed(config)) if line.split(":")[0].split(".")[0] not in free]
     if changed:
         more = f"; and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
+        own = _going_on(checkpoint.parent.parent, "updates" if "updates" in free else "steps", "…")
         raise CheckpointError(
             f"{checkpoint} is a checkpoint of another configuration ({'; '.join(changed[:_SHOWN])}{more}); "
-            "resume with the run's own config.yaml, or choose another run_dir"
+            f"resume with the run's own, which may take more updates: {own}; or choose another run_dir"
         )
+
+
+def say_if_finished(folder: Path, updates: int) -> None:
+    """Tell somebody who resumes a run that there is nothing left to do, and how to have more.
+
+    Args:
+        folder: The run folder.
+        updates: All that the run is to do.
+    """
+    if (folder / CONFIG_FILE).is_file() and CheckpointFolder(root=folder / "checkpoints").path(updates).is_dir():
+        more = _going_on(folder, "updates", 2 * updates)
+        logger.info("%s is finished: all of its %d updates are done. To train on: %s", folder, updates, more)
+
+
+def _going_on(folder: Path, count: str, most: object) -> str:
+    return f"{shlex.join(['flowrl', 'train', str(folder / CONFIG_FILE)])} {count}={most} --resume"
 
 
 def _fixed(config: Any) -> Any:

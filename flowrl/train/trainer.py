@@ -13,6 +13,7 @@ from flowrl.models import ModelSource
 from flowrl.rl import AdvantageEstimator, Objective, PPOClip, PromptSampler, Reward
 from flowrl.train.evaluation import Evaluation
 from flowrl.train.optimizer import AdamW
+from flowrl.train.resume import say_if_finished
 from flowrl.train.settings import UpdateSettings
 
 if TYPE_CHECKING:
@@ -146,4 +147,6 @@ class RLTrainer:
         """
         from flowrl.train.run import Run
 
+        if resume:
+            say_if_finished(self.folder, self.updates)
         return Run(self, resume=resume).loop()

@@ -1,6 +1,7 @@
 """Killed at any moment and resumed, a run ends bit for bit like the one that nothing interrupted."""
 
 import json
+import logging
 import shutil
 import signal
 
@@ -103,11 +104,22 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path):
     assert before == {path: (path.read_bytes(), path.stat().st_mtime_ns * ("checkpoints" in path.parts)) for path in files}
 
 
+def test_resuming_a_finished_run_says_so_and_how_to_go_on(tmp_path, caplog):
+    trainer(tmp_path / "run", updates=2).run()
+    with caplog.at_level(logging.INFO, logger="flowrl"):
+        trainer(tmp_path / "run", updates=3).run(resume=True)
+        assert "is finished" not in caplog.text
+        trainer(tmp_path / "run", updates=3).run(resume=True)
+    told = f"run is finished: all of its 3 updates are done. To train on: flowrl train {tmp_path}/run/config.yaml updates=6 --resume"
+    assert told in caplog.text
+
+
 def test_a_checkpoint_of_another_configuration_is_refused_by_its_dotted_keys(tmp_path):
     trainer(tmp_path / "run", updates=2).run()
     other = {"sampler": sde(group_size=8), "optimizer": AdamW(lr=2e-2)}
     message = (
-        r"checkpoint of another configuration \(sampler\.group_size: 4 -> 8; optimizer\.lr: 0\.01 -> 0\.02\); resume with the run's own"
+        r"checkpoint of another configuration \(sampler\.group_size: 4 -> 8; optimizer\.lr: 0\.01 -> 0\.02\); resume with the run's own, "
+        rf"which may take more updates: flowrl train {tmp_path}/run/config\.yaml updates=… --resume; or choose another run_dir"
     )
     with pytest.raises(CheckpointError, match=message):
         trainer(tmp_path / "run", updates=4, **other).run(resume=True)
