@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import argparse
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["add_arguments", "run", "write"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,12 +24,18 @@ def run(args: argparse.Namespace) -> int:
     """Write the page and print its path."""
     from flowrl.cli.console import say
 
-    say(str(_write(args.run)))
+    say(str(write(args.run)))
     return 0
 
 
-def _write(folder: Path) -> Path:
-    """The page of a run of any kind.
+def write(folder: Path) -> Path:
+    """Write the page of a run of any kind.
+
+    Args:
+        folder: What ``flowrl train`` wrote.
+
+    Returns:
+        The page's path.
 
     Raises:
         ConfigError: If the folder holds episodes of a rollout or a composition, whose own command writes the page.

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 if TYPE_CHECKING:
     import argparse
@@ -63,12 +63,17 @@ def run(args: argparse.Namespace) -> int:
 
     job = _load(args)
     show_progress_messages()
+    earlier = _metrics_state(job)
     try:
         summary = job.run(resume=args.resume)
     except KeyboardInterrupt:
         if os.environ.get("RANK", "0") == "0":
             say(f"\nStopped. Go on with: {resume_command(args)}")
         return STOPPED_BY_USER
+    except Exception:
+        if os.environ.get("RANK", "0") == "0" and _metrics_state(job) not in (None, earlier):
+            _report_of_stopped(job)
+        raise
     if summary.is_main and isinstance(summary, RunSummary):
         _report(summary.run_dir, summary.checkpoint)
     elif summary.is_main:
@@ -98,6 +103,29 @@ def resume_command(args: argparse.Namespace) -> str:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return "the same command with --resume"
     return shlex.join(["flowrl", "train", args.config, *args.overrides, "--resume"])
+
+
+def _metrics_state(job: object) -> tuple[int, int] | None:
+    """Size and last change of the run folder's ``metrics.jsonl``: a run that wrote nothing leaves an earlier one's report alone."""
+    from flowrl.train.metrics import METRICS_FILE
+
+    folder = getattr(job, "folder", None)
+    try:
+        found = None if folder is None else (folder / METRICS_FILE).stat()
+    except OSError:
+        return None
+    return None if found is None else (found.st_size, found.st_mtime_ns)
+
+
+def _report_of_stopped(job: object) -> None:
+    """Write the report of a run that an error has ended; whatever goes wrong here, that error is the one to tell."""
+    from flowrl.cli.console import say
+    from flowrl.cli.report import write
+
+    try:
+        say(f"report       {write(cast('Any', job).folder)}")
+    except Exception as error:
+        say(f"report       could not be written: {error}")
 
 
 def _report(run_dir: Path, checkpoint: Path) -> None:

@@ -13,6 +13,7 @@ from flowrl import __version__
 from flowrl.cli import train
 from flowrl.cli.main import COMMANDS, main
 from flowrl.config import bundled_configs, config_path
+from flowrl.errors import RewardError
 
 
 def test_help_names_every_command(capsys):
@@ -159,6 +160,44 @@ def test_only_the_first_of_several_processes_shows_how_to_go_on(monkeypatch, cap
         printed = capsys.readouterr().out
         assert expected in printed
         assert bool(printed) == (rank == "0")
+
+
+def stopped_run(folder, lines):
+    """A job that writes lines of metrics, and then has no reward any more."""
+
+    def run(*, resume):
+        with (folder / "metrics.jsonl").open("a") as file:
+            file.writelines(json.dumps({"kind": "train", "update": update, "reward": 0.5}) + "\n" for update in range(lines))
+        raise RewardError("the server is gone")
+
+    return SimpleNamespace(run=run, folder=folder)
+
+
+def test_a_run_that_an_error_ends_leaves_a_report_and_says_where(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("flowrl.cli.console.load_component", lambda *_: (stopped_run(tmp_path, 2), None))
+    for rank, expected in (("1", ""), ("0", f"report       {tmp_path / 'report.html'}\n")):
+        monkeypatch.setenv("RANK", rank)
+        assert main(["train", "c"]) == 2
+        printed = capsys.readouterr()
+        assert (printed.out, printed.err) == (expected, "flowrl: error: the server is gone\n")
+        assert (tmp_path / "report.html").exists() == (rank == "0")
+
+
+def test_a_run_that_an_error_ends_before_it_wrote_anything_leaves_the_folder_alone(tmp_path, monkeypatch, capsys):
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"kind": "train", "update": 0, "reward": 0.5}) + "\n")
+    monkeypatch.setattr("flowrl.cli.console.load_component", lambda *_: (stopped_run(tmp_path, 0), None))
+    assert main(["train", "c"]) == 2
+    assert capsys.readouterr().out == ""
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_report_that_cannot_be_written_does_not_hide_why_the_run_ended(tmp_path, monkeypatch, capsys):
+    (tmp_path / "report.html").mkdir()
+    monkeypatch.setattr("flowrl.cli.console.load_component", lambda *_: (stopped_run(tmp_path, 2), None))
+    assert main(["train", "c"]) == 2
+    printed = capsys.readouterr()
+    assert printed.err == "flowrl: error: the server is gone\n"
+    assert printed.out.startswith("report       could not be written: ")
 
 
 def test_ctrl_c_elsewhere_exits_130_too(monkeypatch):
