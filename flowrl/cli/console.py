@@ -81,7 +81,7 @@ def outcome_table(rows: Sequence[Outcome], title: str) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    from flowrl.train.figures import figure, signed, words
+    from flowrl.train.figures import figure, signed
 
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
     for name in ("score", "role"):
@@ -94,7 +94,7 @@ def outcome_table(rows: Sequence[Outcome], title: str) -> Table:
             after, change = figure(row.after, 3), signed(row.difference, row.ci95)
         wins = "–" if row.win_rate is None else f"{row.win_rate:.0%}"
         style = "blue" if row.rose else "red" if row.fell else None
-        table.add_row(words(row.name), row.role, figure(row.before, 3), after, change, wins, style=style)
+        table.add_row(row.label, row.role, figure(row.before, 3), after, change, wins, style=style)
     return table
 
 

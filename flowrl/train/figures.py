@@ -25,9 +25,11 @@ def figure(value: float, digits: int = 4) -> str:
 
 
 def signed(difference: float, ci95: float | None) -> str:
-    """Write a change with its half-width, both to the half-width's second digit: +0.38 ± 0.11."""
+    """Write a change with its half-width, both to the half-width's second digit: +0.38 ± 0.11; ≈ 0 where neither has a digit left."""
     if not ci95:
         return ("+" if difference > 0 else "") + figure(difference, 3)
+    if max(abs(difference), ci95) < 0.5 * 10**-MOST_DECIMALS:
+        return "≈ 0"
     decimals = min(MOST_DECIMALS, max(0, 1 - math.floor(math.log10(ci95))))
     return f"{difference:+.{decimals}f} ± {ci95:.{decimals}f}".replace("-", "−")
 

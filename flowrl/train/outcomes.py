@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from flowrl.train.evaluation_result import MONITORS, EvaluationResult, evaluation_folder
+from flowrl.train.figures import words
+from flowrl.train.paired import spread_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Outcome", "compared", "outcomes", "warnings"]
 
 COLLAPSED = 0.5  # of the diversity before training
+NOTABLE = 0.1  # standard deviations over images; with many images an interval tells 0 from far smaller changes
 DRIFTED = 0.5  # relative change of an image statistic
 
 
@@ -32,6 +35,7 @@ class Outcome:
         difference: Mean change; None without a second evaluation.
         ci95: Half-width of its 95 % interval; None for monitors.
         win_rate: Share of images that scored higher after, in [0, 1]; None where images could not be paired.
+        spread: Standard deviation of the score over images, before and after together; None where it is not known, and for monitors.
     """
 
     name: str
@@ -41,6 +45,17 @@ class Outcome:
     difference: float | None = None
     ci95: float | None = None
     win_rate: float | None = None
+    spread: float | None = None
+
+    @property
+    def label(self) -> str:
+        """The name as tables show it; a monitor is told apart from a score of the same name."""
+        return "pixel diversity" if self.role == "monitor" and self.name == "diversity" else words(self.name)
+
+    @property
+    def notable(self) -> bool:
+        """Whether the change is at least a tenth of a standard deviation over images."""
+        return self.difference is not None and abs(self.difference) >= NOTABLE * (self.spread or 0.0)
 
     @property
     def rose(self) -> bool:
@@ -86,6 +101,7 @@ def compared(before: EvaluationResult, after: EvaluationResult, trained: Collect
             difference=pair.difference,
             ci95=pair.ci95,
             win_rate=pair.win_rate,
+            spread=pair.spread,
         )
         for name, pair in before.compare(after).items()
     ]
@@ -97,10 +113,10 @@ def compared(before: EvaluationResult, after: EvaluationResult, trained: Collect
 
 
 def warnings(rows: list[Outcome]) -> list[str]:
-    """Return the signs of reward hacking, in whole sentences."""
+    """Return the signs of reward hacking, in whole sentences; scores count if they moved beyond both chance and `NOTABLE`."""
     found = []
-    gains = [row.name for row in rows if row.role == "trained" and row.rose]
-    losses = [row.name for row in rows if row.role == "held out" and row.fell]
+    gains = [row.name for row in rows if row.role == "trained" and row.rose and row.notable]
+    losses = [row.name for row in rows if row.role == "held out" and row.fell and row.notable]
     if gains and losses:
         found.append(f"The trained reward rose ({', '.join(gains)}) while a held-out score fell ({', '.join(losses)}).")
     for row in rows:
@@ -136,8 +152,11 @@ def _score(record: RunRecord, part: str, pair: PairedDifference | None) -> Outco
         return row
     row = replace(row, after=values[-1], difference=values[-1] - values[0])
     if pair:
-        return replace(row, difference=pair.difference, ci95=pair.ci95, win_rate=pair.win_rate)
-    return replace(row, ci95=math.hypot(halves[0], halves[-1])) if halves else row
+        return replace(row, difference=pair.difference, ci95=pair.ci95, win_rate=pair.win_rate, spread=pair.spread)
+    if not halves:
+        return row
+    spread = math.hypot(*(spread_of(halves[place], record.evals[place]["eval_images"]) for place in (0, -1))) / math.sqrt(2)
+    return replace(row, ci95=math.hypot(halves[0], halves[-1]), spread=spread)
 
 
 def _monitor(record: RunRecord, name: str) -> Outcome | None:

@@ -18,6 +18,7 @@ class PairedDifference:
             not speak for prompts outside the list.
         win_rate: Share of pairs in which the second model scored higher, in [0, 1]; a tie counts one half.
         pairs: Number of pairs.
+        spread: Standard deviation of the score over images, root mean square of the two models'.
     """
 
     before: float
@@ -26,6 +27,7 @@ class PairedDifference:
     ci95: float
     win_rate: float
     pairs: int
+    spread: float
 
     @property
     def significant(self) -> bool:
@@ -53,6 +55,13 @@ def mean_ci95(values: Tensor) -> tuple[float, float]:
     return values.mean().item(), quantile * values.std(correction=1).item() / math.sqrt(len(values))
 
 
+def spread_of(ci95: float, count: int) -> float:
+    """Return the standard deviation of ``count`` values whose mean has this 95 % half-width: `mean_ci95` backwards."""
+    from scipy.special import stdtrit
+
+    return ci95 * math.sqrt(count) / float(stdtrit(count - 1, 0.975))
+
+
 def paired_difference(before: Tensor, after: Tensor) -> PairedDifference:
     """Compare two models score by score.
 
@@ -76,4 +85,5 @@ def paired_difference(before: Tensor, after: Tensor) -> PairedDifference:
         ci95=ci95,
         win_rate=wins.mean().item(),
         pairs=len(before),
+        spread=math.sqrt((before.var().item() + after.var().item()) / 2),
     )

@@ -31,6 +31,11 @@ def test_a_change_is_written_to_the_second_digit_of_its_interval():
     assert signed(0.0, 0.0) == "0"
 
 
+def test_a_change_without_a_digit_left_is_about_0():
+    assert signed(-3e-7, 2e-7) == signed(1e-9, 4e-6) == "≈ 0"
+    assert signed(-3e-7, 2e-4) == "−0.00000 ± 0.00020"
+
+
 def test_times_and_sizes_have_fitting_units():
     assert [duration(s) for s in (6.54, 185, 7620)] == ["6.5 s", "3 min 05 s", "2 h 07 min"]
     assert [memory(b) for b in (0, 512, 1945, 5 * 2**30)] == ["0 B", "512 B", "1.9 KiB", "5 GiB"]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy import stats
 
-from flowrl.train.paired import mean_ci95, paired_difference
+from flowrl.train.paired import mean_ci95, paired_difference, spread_of
 
 
 def test_the_interval_of_a_mean_has_students_width():
@@ -55,3 +55,10 @@ def test_scores_that_cannot_be_compared_are_refused():
         mean_ci95(torch.tensor([1.0]))
     with pytest.raises(ValueError, match=r"same images, got shapes \(2,\) and \(3,\)"):
         paired_difference(torch.zeros(2), torch.zeros(3))
+
+
+def test_the_spread_is_that_over_images_and_follows_from_an_interval_too():
+    before, after = torch.tensor([0.0, 2.0]), torch.tensor([3.0, 3.0])  # variances 2 and 0
+    assert paired_difference(before, after).spread == pytest.approx(1.0)
+    values = torch.randn(7, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    assert spread_of(mean_ci95(values)[1], 7) == pytest.approx(values.std().item())

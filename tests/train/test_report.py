@@ -12,7 +12,7 @@ import yaml
 from scipy import stats
 
 from flowrl.train.evaluation_result import EvaluationResult, evaluation_folder
-from flowrl.train.outcomes import outcomes, warnings
+from flowrl.train.outcomes import Outcome, outcomes, warnings
 from flowrl.train.record import RunRecord, read_record
 from flowrl.train.report import write_report
 
@@ -306,3 +306,21 @@ def test_a_part_of_weight_zero_is_held_out_unless_it_is_trained_by_its_scale_or_
     record = RunRecord(folder=Path(), config={"reward": {"weights": weights}}, train=[line], evals=[], notes=[])
     assert [record.held_out(part) for part in weights] == [False, True, False, False]
     assert replace(record, config={}).trained == [*weights]
+
+
+def test_falls_below_a_tenth_of_the_scores_spread_are_none_however_certain(tmp_path):
+    """The held-out score falls by 0.09 and by 0.11 of its spread over images, on every image alike."""
+    for share, alarms in ((0.09, 0), (0.11, 1)):
+        after = result(0.4, 0.5)
+        before = result(0.0, 0.5).scores["heldout_accuracy"]
+        after.scores["heldout_accuracy"] = before - share * before.std()
+        for place, kept in enumerate((True, False)):
+            run = write_run(tmp_path / f"{share}_{place}", {0: result(0.0, 0.5), 4: after}, keep_scores=kept)
+            rows = outcomes(read_record(run))
+            assert rows[1].spread == pytest.approx(before.std().item())
+            assert len(warnings(rows)) == (alarms if kept else 0)  # unpaired, such a fall is not certain
+
+
+def test_the_monitor_diversity_is_told_apart_from_a_score_of_that_name():
+    names = {row.role: row.label for row in (Outcome(name="diversity", role=role, before=0.1) for role in ("trained", "monitor"))}
+    assert names == {"trained": "diversity", "monitor": "pixel diversity"}
