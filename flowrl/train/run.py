@@ -33,6 +33,7 @@ from flowrl.train.scores import complete_groups, refuse_failures, submit
 from flowrl.train.signals import Stopped, StopRequest
 from flowrl.train.state import Counters, keep_weights_out, load_checkpoint, save_checkpoint
 from flowrl.train.summary import train_line
+from flowrl.train.threads import hint_at_threads
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -304,6 +305,7 @@ class Run:
         """Load the model and prepare everything that moves."""
         with quiet_libraries():
             model = self.trainer.model.load(self.accelerator.device)
+        hint_at_threads(model.module, self.accelerator.device)
         model.prepare(self._texts())
         check_reference(self.accelerator, model.module, self.trainer.objective)
         optimizer, schedule = self.trainer.optimizer.build(

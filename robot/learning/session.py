@@ -18,6 +18,7 @@ from flowrl.train.ema import WeightAverage
 from flowrl.train.metrics import MetricsLog, read_metrics
 from flowrl.train.resume import CONFIG_FILE, refuse_other_config, starting_point
 from flowrl.train.signals import Stopped, StopRequest
+from flowrl.train.threads import hint_at_threads
 from robot.learning.material import Batches
 from robot.learning.processes import start_accelerator
 from robot.learning.progress import Progress, TrainingSummary
@@ -87,6 +88,7 @@ class Session:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(job.seed)
             module = self.lesson.begin(accelerator.device).train()
+        hint_at_threads(module, accelerator.device)
         self.parameters = list(module.parameters())
         optimizer, self.schedule = job.optimizer.build(self.parameters, job.steps)
         self.prepared, self.optimizer = accelerator.prepare(module, optimizer)
