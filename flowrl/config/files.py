@@ -10,6 +10,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from flowrl.config.locate import locate_data
 from flowrl.config.overrides import apply_overrides, without_base_60
 from flowrl.config.user_code import locate_files
 from flowrl.errors import ConfigError, close_match
@@ -77,7 +78,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
     Returns:
         Plain dicts, lists and scalars, as `instantiate` takes them and as a run folder's ``config.yaml`` stores them. A target that names
         a file of the user's (``target: my_reward.py:MyReward``) has its full path; a relative one lies in the config's folder, or else in
-        the working directory.
+        the working directory. Prompt files and the model's folder: the other way round, see `flowrl.config.locate`.
 
     Raises:
         ConfigError: If the file is missing, not UTF-8, not YAML or not a mapping, or if an override names what does not exist.
@@ -91,6 +92,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
         place = f"config.{error.full_key}" if error.full_key else str(found)
         raise ConfigError(f"{place}: {str(error).splitlines()[0]}") from error
     locate_files(resolved, found.parent)
+    locate_data(resolved, found.parent)
     return resolved
 
 

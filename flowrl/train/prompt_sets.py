@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowrl.errors import require
@@ -11,7 +12,6 @@ from flowrl.rl import Prompt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
-    from pathlib import Path
 
 __all__ = ["READERS", "read_prompts"]
 
@@ -49,12 +49,20 @@ def read_prompts(path: Path) -> list[str]:
     try:
         prompts = reader(path)
     except OSError as error:
-        raise ValueError(f"cannot read the prompt file {path}: {error.strerror}; give a UTF-8 text file with one prompt a line") from error
+        raise ValueError(
+            f"cannot read the prompt file {path}: {error.strerror}{_searched(path)}; give a UTF-8 text file with one prompt a line"
+        ) from error
     except UnicodeDecodeError as error:
         raise ValueError(f"the prompt file {path} is not UTF-8 (byte {error.start}: {error.reason}); save it as UTF-8 text") from error
     if not prompts:
         raise ValueError(f"the prompt file {path} holds no prompt; write one prompt a line")
     return prompts
+
+
+def _searched(path: Path) -> str:
+    if path.is_absolute() or path.exists():
+        return ""
+    return f" in {Path.cwd()}, nor beside the config, nor where a run of it was started, if it has one"
 
 
 def _of_folder(folder: Path) -> list[str]:
