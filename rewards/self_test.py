@@ -16,7 +16,7 @@ Example:
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -59,11 +59,13 @@ class SelfTestReport:
         reward: Class of the reward.
         cases: One outcome a case that could be scored.
         problems: What is wrong with the reward, one text each; empty if nothing is.
+        remark: Where nothing could be tested: what the reward raised.
     """
 
     reward: str
     cases: tuple[CaseOutcome, ...]
     problems: tuple[str, ...]
+    remark: str = ""
 
     @property
     def passed(self) -> bool:
@@ -84,20 +86,22 @@ def run_self_test(reward: Any, *, cases: Sequence[KnownAnswer] | None = None, de
         device: Where the pictures lie.
     """
     name = type(reward).__name__
-    if cases is None and (own := getattr(reward, "self_test", None)) is not None:
-        return own()
     try:
+        if cases is None and (own := getattr(reward, "self_test", None)) is not None:
+            return cast("SelfTestReport", own())
         given = _cases_of(reward) if cases is None else list(cases)
         scored = [(case, _scores(reward, case, device)) for case in given]
         outcomes = [_outcome(reward, case, scores, device) for case, scores in scored]
     except (FlowrlError, ValueError, RuntimeError, OSError) as error:
         if type(error) is ValueError and cases is None and not hasattr(reward, "known_answers"):
-            return SelfTestReport(reward=name, cases=(), problems=())  # it wants other prompts than ours; nothing is known about it
+            # It wants other prompts than ours; nothing is known about it.
+            return SelfTestReport(reward=name, cases=(), problems=(), remark=f"ValueError: {error}")
         return SelfTestReport(reward=name, cases=(), problems=(f"{name} cannot score: {error}",))
     except Exception as error:  # anybody's code; it may look for facts that our prompts do not have
-        known = cases is not None or hasattr(reward, "known_answers")
-        problems = (f"{name} cannot score: {type(error).__name__}: {error}",) if known else ()
-        return SelfTestReport(reward=name, cases=(), problems=problems)
+        known = cases is not None or hasattr(reward, "known_answers") or hasattr(reward, "self_test")
+        told = f"{type(error).__name__}: {error}"
+        problems = (f"{name} cannot score: {told}",) if known else ()
+        return SelfTestReport(reward=name, cases=(), problems=problems, remark=told)
     general = _general_problems(name, scored)
     particular = [f"{name}: {outcome.problem}" for outcome in outcomes if outcome.problem]
     return SelfTestReport(reward=name, cases=tuple(outcomes), problems=tuple(general or particular))

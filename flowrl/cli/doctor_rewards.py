@@ -93,6 +93,8 @@ def _prompts(name: str, reward: Any, component: Any) -> list[str]:
         check_prompts(reward, prompts)
     except ValueError as error:
         return [f"config.{name}: {error}"]
+    except Exception as error:  # anybody's code
+        return [f"config.{name}: check_prompts raised {type(error).__name__}: {error}"]
     return []
 
 
@@ -121,6 +123,9 @@ def _tested(name: str, reward: Any) -> list[str]:
     except RewardError as error:
         say(row(name, "out of reach"))
         return [f"{name}: {error}"]
+    except Exception as error:  # anybody's code; the other rewards are tested all the same
+        say(row(name, "fails"))
+        return [f"{name}: its check() raised {type(error).__name__}: {error}"]
     reports = run_self_tests(reward, device=device)
     say(row(name, f"{len(reports)} tested on {device} in {time.perf_counter() - start:.1f} s"))
     for report in reports:
@@ -132,6 +137,6 @@ def _told(report: SelfTestReport) -> str:
     if not report.passed:
         return "fails"
     if not report.cases:
-        return "not tested: it has no known_answers() and does not accept the prompts of the photographs"
+        return f"not tested: it has no known_answers(), and the photographs and their prompts gave {report.remark or 'no scores'}"
     cases = ", ".join(f"{case.name} {case.held} of {case.pairs}" for case in report.cases)
     return f"passes: {cases}"

@@ -35,6 +35,30 @@ class Gone(Zero):
 class Picky(Zero):
     def __call__(self, samples, prompts):
         raise ValueError("needs a number")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts(Zero):
+    def __call__(self, samples, prompts):
+        return RewardBatch({"zero": torch.tensor([prompt.facts["colour"] for prompt in prompts])})
+
+
+@dataclass(frozen=True, kw_only=True)
+class BadCheck(Zero):
+    def check(self):
+        return {}["port"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BadPrompts(Zero):
+    def check_prompts(self, prompts):
+        return {}["seed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BadTest(Zero):
+    def self_test(self):
+        return {}["answer"]
 """
 
 
@@ -46,6 +70,7 @@ def project(tmp_path):
         (tmp_path / "run.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
         return str(tmp_path / "run.yaml")
 
+    write.folder = tmp_path
     return write
 
 
@@ -74,6 +99,28 @@ def test_a_reward_of_the_users_own_that_returns_zeros_is_a_problem(project, caps
     assert "mine.py:Zero" in told.partition("runs code of")[2].partition("\n")[0]
     assert "  Brightness           passes" in told
     assert "  Zero                 fails" in told
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("BadCheck", "its check() raised KeyError: 'port'"),
+        ("BadPrompts", "config.reward: check_prompts raised KeyError: 'seed'"),
+        ("BadTest", "BadTest cannot score: KeyError: 'answer'"),
+        ("Facts", None),
+    ],
+)
+def test_a_reward_that_raises_anything_does_not_hide_what_the_others_say(name, problem, project, capsys):
+    overrides = [f"reward={{target: {project.folder}/mine.py:{name}}}"]
+    found = reward_problems("smoke/digits_g2rpo", overrides)
+    told = capsys.readouterr().out
+    assert "  Legibility           passes" in told
+    assert "  HeldoutLegibility    passes" in told
+    if problem is None:
+        assert found == []
+        assert "  Facts                not tested: it has no known_answers(), and the photographs and their prompts gave" in told
+    else:
+        assert problem in found[0]
 
 
 def test_a_reward_that_is_out_of_reach_is_a_problem(project):
