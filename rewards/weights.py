@@ -124,16 +124,41 @@ def _fetch(hub: Mapping[str, str], name: str, published: Published) -> Path | No
     from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+    if (problem := _unreachable(hub, name)) is not None:
+        raise _not_fetched(hub, name, problem, published) from problem
     try:
         return Path(hf_hub_download(hub["repository"], name, revision=hub["revision"]))
     except (OSError, ValueError) as error:  # the hub's errors are OSErrors, a malformed name is a ValueError
         if isinstance(error, EntryNotFoundError) and (constants.HF_HUB_OFFLINE or not isinstance(error, LocalEntryNotFoundError)):
             return None
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-        raise RewardError(
-            f"{name} of {hub['repository']} cannot be fetched ({reason}; with HF_HUB_OFFLINE=1 what was fetched before is used); "
-            f"{published.advice}"
-        ) from error
+        raise _not_fetched(hub, name, error, published) from error
+
+
+def _unreachable(hub: Mapping[str, str], name: str) -> Exception | None:
+    """Why there is no connection to the hub for a file that is not here, found at once: the download itself would try for 23 seconds.
+
+    A connection that is only slow is left to the download, as is what the hub answers.
+    """
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        here = try_to_load_from_cache(hub["repository"], name, revision=hub["revision"])
+        if not constants.HF_HUB_OFFLINE and not isinstance(here, str):
+            get_hf_file_metadata(hf_hub_url(hub["repository"], name, revision=hub["revision"]))
+    except (HfHubHTTPError, ValueError):
+        return None
+    except Exception as error:  # of whichever library the hub's client speaks through
+        return None if "Timeout" in type(error).__name__ else error
+    return None
+
+
+def _not_fetched(hub: Mapping[str, str], name: str, error: Exception, published: Published) -> RewardError:
+    reason = f"{type(error).__name__}: {(str(error).splitlines() or ['no reason given'])[0]}"
+    return RewardError(
+        f"{name} of {hub['repository']} cannot be fetched ({reason}; with HF_HUB_OFFLINE=1 what was fetched before is used); "
+        f"{published.advice}"
+    )
 
 
 @lru_cache(maxsize=64)

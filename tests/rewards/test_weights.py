@@ -4,6 +4,7 @@ import hashlib
 import zipfile
 from pathlib import Path
 
+import httpx
 import huggingface_hub.constants
 import pytest
 import torch
@@ -59,9 +60,44 @@ def test_a_hub_that_cannot_be_reached_is_not_taken_for_one_without_the_file(hub,
 
     hub("a/b", {"config.json": b"{}"})
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda _: None)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", unreachable)
     with pytest.raises(RewardError, match=r"preprocessor_config\.json of a/b cannot be fetched \(LocalEntryNotFoundError: no connection"):
         find_files("a/b", ["preprocessor_config.json"], PICKSCORE)
+
+
+def test_without_a_connection_nothing_is_tried_again_and_what_is_here_is_found(hub, monkeypatch):
+    download, asked = huggingface_hub.hf_hub_download, []
+
+    def unreachable(url):
+        asked.append(url)
+        raise httpx.ConnectError("[Errno -2] Name or service not known")
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", unreachable)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *names, **more: download(*names, **more, local_files_only=True))
+    with pytest.raises(RewardError, match=r"HPS_v2\.pt of a/b cannot be fetched \(ConnectError: \[Errno -2\] Name or service not known; "):
+        find_file("a/b:HPS_v2.pt", HPS_V2_1)
+    assert asked == ["https://huggingface.co/a/b/resolve/main/HPS_v2.pt"]
+    hub("a/b", {"HPS_v2.pt": b"weights"})
+    assert find_file("a/b:HPS_v2.pt", HPS_V2_1).read_bytes() == b"weights"
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("error", [httpx.ConnectTimeout("slow"), ValueError("no such name")])
+def test_what_a_second_try_may_mend_and_what_the_hub_itself_says_is_left_to_the_download(error, hub, monkeypatch):
+    def unsure(_):
+        raise error
+
+    def download(*_, **__):
+        raise OSError("told by the download")
+
+    hub("a/b", {})
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", unsure)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    with pytest.raises(RewardError, match="told by the download"):
+        find_file("a/b:HPS_v2.pt", HPS_V2_1)
 
 
 def test_a_folder_without_the_wanted_files_says_what_was_looked_for(tmp_path):
