@@ -15,6 +15,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -34,10 +35,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Say what the command takes."""
     parser.add_argument("config", metavar="CONFIG", nargs="?", help="a YAML file, a bundled config's name, or a run folder")
     parser.add_argument("overrides", metavar="key=value", nargs="*", default=[], help="dotted keys of the config with other values")
-    parser.add_argument("--memory", metavar="SIZE", help="of one GPU, such as 24GB: say whether the run fits, and what to change if not")
+    told = "of one GPU, such as 24GB: say whether the run fits, and what to change if not"
+    parser.add_argument("--memory", metavar="SIZE", type=_amount, help=told)
     parser.add_argument("--accelerate", metavar="FILE", help="accelerate's config file that the run will be launched with")
     parser.add_argument("--rewards", action="store_true", help="load the rewards and ask each for pictures whose order is known")
     parser.add_argument("--robots", action="store_true", help="start every installed simulator and draw a picture, which takes seconds")
+
+
+def _amount(text: str) -> int:
+    """Bytes; what is no amount is refused with the other arguments."""
+    import argparse
+
+    from flowrl.cli.doctor_plan import bytes_of
+
+    try:
+        return bytes_of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def run(args: argparse.Namespace) -> int:
@@ -137,7 +151,7 @@ def _config(args: argparse.Namespace) -> list[str]:
 
 def _trainer(trainer: RLTrainer, args: argparse.Namespace) -> list[str]:
     from flowrl.cli.console import row, say
-    from flowrl.cli.doctor_plan import bytes_of, show_plan
+    from flowrl.cli.doctor_plan import show_plan
     from flowrl.train.figures import figure
     from flowrl.train.plan import rollout_cost
 
@@ -152,11 +166,26 @@ def _trainer(trainer: RLTrainer, args: argparse.Namespace) -> list[str]:
     if trainer.evaluation:
         states = trainer.evaluation.images * trainer.evaluation.sampler.evaluations()
         say(row("evaluation", f"{trainer.evaluation.images} pictures, {figure(states)} network evaluations"))
-    try:
-        memory = bytes_of(args.memory) if args.memory else None
-    except ValueError as error:
-        return [str(error)]
-    return [*_prompts(trainer), *(_model(trainer) or show_plan(trainer, accelerate=args.accelerate, memory=memory))]
+    plan = {"accelerate": args.accelerate, "memory": args.memory, "first": _launched_with(args.config)}
+    return [*_prompts(trainer), *(_model(trainer) or show_plan(trainer, **plan))]
+
+
+def _launched_with(config: str) -> str | None:
+    """The accelerate config file that the command in a config's leading comment names."""
+    from pathlib import Path
+
+    from flowrl.cli.console import row, say
+    from flowrl.config import config_path
+
+    path = config_path(_file(config))
+    match = re.search(r"^# Command: .*--config_file (\S+)", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    if match is None:
+        return None
+    beside = path.parent.parent / "accelerate" / Path(match[1]).name  # where the bundled ones are, from whichever folder this is called
+    found = next((file for file in (Path(match[1]), beside) if file.is_file()), None)
+    if found is not None:
+        say(row("launched with", f"{match[1]}, as the config's own command says"))
+    return str(found) if found else None
 
 
 def _prompts(trainer: RLTrainer) -> list[str]:

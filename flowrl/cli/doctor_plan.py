@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import re
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from flowrl.train.plan import MemoryPlan, Strategy, Subject
+    from flowrl.train.plan import Advice, MemoryPlan, Strategy, Subject
     from flowrl.train.trainer import RLTrainer
 
 __all__ = ["bytes_of", "show_plan"]
 
 UNITS = {"GB": 10**9, "GIB": 2**30, "MB": 10**6, "MIB": 2**20}
 TERA = 1e12
-MORE = (
-    "What is left: a LoRA (model.lora), moments of 8 bits (optimizer.target=flowrl.train.AdamW8bit), smaller pictures, "
-    "or more GPUs that share the network (FSDP 2)"
-)
 
 
 def bytes_of(text: str) -> int:
@@ -32,34 +29,38 @@ def bytes_of(text: str) -> int:
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(GB|GIB|MB|MIB)\s*", text.upper())
     if match is None:
-        raise ValueError(f"--memory must be an amount such as 24GB (1e9 bytes each, as cards are sold) or 22.5GiB, got {text!r}")
+        raise ValueError(f"must be an amount such as 24GB (1e9 bytes each, as cards are sold) or 22.5GiB, with its unit; got {text!r}")
     return int(float(match[1]) * UNITS[match[2]])
 
 
-def show_plan(trainer: RLTrainer, *, accelerate: str | None, memory: int | None) -> list[str]:
+def show_plan(trainer: RLTrainer, *, accelerate: str | None, memory: int | None, first: str | None = None) -> list[str]:
     """Print memory by part and strategy, work and disk; return what stands in the way.
 
     Args:
         trainer: The configuration.
         accelerate: Path of an accelerate config file; None shows the usual strategies.
         memory: Bytes of one GPU; None does not judge.
+        first: Path of the accelerate config file that the config itself names: shown before the usual strategies.
     """
     from flowrl.cli.console import row, say
     from flowrl.cli.plan_rewards import reward_networks
     from flowrl.errors import CheckpointError, ConfigError
-    from flowrl.train.plan import Subject, read_strategy, usual_strategies
+    from flowrl.train.plan import Subject, read_strategy
 
     try:
-        strategies = [read_strategy(accelerate)] if accelerate else usual_strategies()
+        strategies = [read_strategy(accelerate)] if accelerate else _strategies(first)
         subject = Subject.of(trainer, reward_networks(trainer))
         if accelerate:
             strategies[0].check(trainer.model)
+            trainer.check_groups(strategies[0].processes)
     except (CheckpointError, ConfigError) as error:
         return [str(error)]
     except ValueError as error:
         say(row("memory", str(error)))
         return []
     _network(subject)
+    say("planning … (passes through the network are tried without data: up to a minute)")
+    sys.stdout.flush()
     _work(subject)
     plans = _plans(subject, strategies)
     if not plans:
@@ -67,6 +68,14 @@ def show_plan(trainer: RLTrainer, *, accelerate: str | None, memory: int | None)
     _table(plans)
     _machine(subject, plans[0][0])
     return [] if memory is None else _fit(subject, plans, memory)
+
+
+def _strategies(first: str | None) -> list[Strategy]:
+    """The usual ones, after the one that a config says it is launched with."""
+    from flowrl.train.plan import read_strategy, usual_strategies
+
+    named = [read_strategy(first)] if first else []
+    return [*named, *(strategy for strategy in usual_strategies() if strategy not in named)]
 
 
 def _network(subject: Subject) -> None:
@@ -99,13 +108,15 @@ def _work(subject: Subject) -> None:
 
 
 def _plans(subject: Subject, strategies: Sequence[Strategy]) -> list[tuple[Strategy, MemoryPlan]]:
-    """Those strategies among which the groups can be shared."""
+    """Those strategies among whose processes the groups can be shared; the rows about groups have said of the others why not."""
     from flowrl.cli.console import row, say
     from flowrl.errors import ConfigError
     from flowrl.train.plan import memory_plan
 
     plans = []
     for strategy in strategies:
+        if subject.trainer.prompts_per_update % strategy.processes:
+            continue
         try:
             plans.append((strategy, memory_plan(subject, strategy)))
         except ConfigError as error:
@@ -175,9 +186,13 @@ def _fit(subject: Subject, plans: Sequence[tuple[Strategy, MemoryPlan]], limit: 
 
 def _remedy(subject: Subject, strategy: Strategy, plan: MemoryPlan, limit: int) -> str:
     from flowrl.cli.console import row, say
+    from flowrl.cli.doctor_remedies import too_large
     from flowrl.train.figures import memory
     from flowrl.train.plan import advise
 
+    alone = too_large(subject, strategy, limit)
+    if alone:
+        say(row("too large", alone))
     advice = advise(subject, strategy, limit)
     say(row("to change", strategy.title))
     for change in advice.changes:
@@ -186,9 +201,24 @@ def _remedy(subject: Subject, strategy: Strategy, plan: MemoryPlan, limit: int) 
     if advice.fits:
         say(row("", f"then {memory(advice.plan.peak)}: {overrides}"))
         return f"memory: {strategy.title} needs {memory(plan.peak)}; with these it fits into {memory(limit)}: {overrides}"
-    if advice.changes:
-        say(row("", f"then {memory(advice.plan.peak)}, which is still too much"))
-    else:
-        say(row("", "none of the options saves enough"))
+    say(row("", f"then {memory(advice.plan.peak)}, which is still too much" if advice.changes else "none of the options saves enough"))
+    return _what_is_left(subject, advice, strategy, plan, limit)
+
+
+def _what_is_left(subject: Subject, advice: Advice, strategy: Strategy, plan: MemoryPlan, limit: int) -> str:
+    from flowrl.cli.console import row, say
+    from flowrl.cli.doctor_remedies import fitting_presets, remedies, too_large
+    from flowrl.train.figures import memory
+
+    found = remedies(subject, advice, strategy, limit)
+    for index, text in enumerate(found):
+        say(row("" if index else "what is left", text))
+    presets = fitting_presets(subject, limit)
+    for index, name in enumerate(presets):
+        say(row("" if index else "presets that fit", name))
+    alone = too_large(subject, strategy, limit)
     still = f", and {memory(advice.plan.peak)} with all that was said to change" if advice.changes else ""
-    return f"memory: {strategy.title} needs {memory(plan.peak)}{still}; {memory(limit)} is too little. {MORE}"
+    left = f"; what is left: {'; '.join(found)}" if found else ""
+    named = f"; presets for such a card: {', '.join(presets)}" if presets else ""
+    needs = f"{strategy.title} needs {memory(plan.peak)}{still}; {memory(limit)} is too little"
+    return f"memory: {f'{alone}; ' if alone else ''}{needs}{left}{named}"

@@ -1,6 +1,7 @@
 import importlib.metadata
 import importlib.util
 import json
+import re
 import shutil
 
 import pytest
@@ -145,13 +146,59 @@ def test_one_strategy_that_fits_is_enough_where_several_are_shown(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--memory", "much"), "--memory must be an amount such as 24GB"),
         (("--accelerate", "nowhere.yaml"), "no config file 'nowhere.yaml'"),
     ],
 )
 def test_what_the_plan_is_asked_for_must_make_sense(capsys, arguments, message):
     status, text = printed(capsys, CONFIG, *arguments)
     assert (status, message in text) == (2, True)
+
+
+@pytest.mark.parametrize("amount", ["much", "24"])
+def test_an_amount_of_memory_without_its_unit_is_refused_before_anything_is_read(capsys, amount):
+    with pytest.raises(SystemExit) as stop:
+        main(["doctor", "no/such_config", "--memory", amount])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert "argument --memory: must be an amount such as 24GB" in error
+    assert f"with its unit; got '{amount}'" in error
+
+
+def test_groups_that_eight_processes_cannot_share_are_told_of_once(capsys):
+    status, text = printed(capsys, CONFIG, "prompts_per_update=4")
+    assert (status, text.count("set prompts_per_update=8,")) == (0, 1)
+    assert "planning …" in text
+    assert text.index("planning …") < text.index("TFLOP an update")
+
+
+def test_groups_that_the_processes_of_an_accelerate_file_cannot_share_stand_in_the_way(capsys):
+    status, text = printed(capsys, CONFIG, "prompts_per_update=4", "--accelerate", "configs/accelerate/ddp_8gpu.yaml")
+    assert (status, "problem: prompts_per_update = 4 groups of 12 cannot be shared evenly by 8 processes" in text) == (2, True)
+
+
+def test_the_strategy_of_a_config_s_own_command_comes_first(capsys, tmp_path, monkeypatch):
+    file = tmp_path / "mine" / "mine.yaml"
+    main(["configs", "copy", CONFIG, str(file)])
+    (tmp_path / "accelerate").mkdir()
+    (tmp_path / "accelerate" / "two.yaml").write_text("distributed_type: MULTI_GPU\nnum_processes: 2\nnum_machines: 1\n")
+    launch = "accelerate launch --config_file configs/accelerate/two.yaml -m flowrl.cli.train mine.yaml"
+    file.write_text(re.sub(r"# Command: .*", f"# Command: {launch}", file.read_text()))
+    text = printed(capsys, str(file), "--memory", "1MiB")[1]
+    assert "launched with          configs/accelerate/two.yaml, as the config's own command says" in text
+    assert re.search(r"part +DDP on 2 +one GPU +DDP on 8", text)
+    assert "; DDP on 2 needs" in text
+
+
+def test_where_nothing_fits_only_what_helps_this_run_is_left(capsys):
+    status, text = printed(capsys, CONFIG, "--memory", "1MiB")
+    assert status == 2
+    assert "too large              the network and its LoRA alone take" in text
+    assert "problem: memory: the network and its LoRA alone take 1.85 MiB, more than the 1 MiB of the card; one GPU needs" in text
+    problem = text[text.index("problem: memory") :]
+    assert "model.lora" not in problem
+    assert "AdamW8bit" not in problem
+    assert "serve-reward" not in problem
+    assert "presets" not in problem
 
 
 def test_amounts_of_memory_are_read_as_cards_are_sold():

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from flowrl.train.plan.memory import MemoryPlan, Subject, memory_plan
+from flowrl.train.plan.memory import MemoryPlan, Subject, least_peak, memory_plan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,11 +48,13 @@ class Advice:
 
     Attributes:
         changes: In the order in which they were made.
+        subject: With all of them.
         plan: With all of them.
         fits: Whether that is within the limit.
     """
 
     changes: Sequence[Change]
+    subject: Subject
     plan: MemoryPlan
     fits: bool
 
@@ -75,13 +77,15 @@ def advise(subject: Subject, strategy: Strategy, limit: int) -> Advice:
         for change in _candidates(subject, strategy):
             changed = replace(subject, trainer=with_field(subject.trainer, change.place, change.value))
             changed = Subject.of(changed.trainer, changed.rewards, cuda=changed.cuda)
+            if least_peak(changed, strategy, plan.largest_phase.name) > WORTH * plan.peak:
+                continue  # the phase that decides stays as large
             smaller = memory_plan(changed, strategy)
             if smaller.peak <= WORTH * plan.peak:
                 made, subject, plan = [*(old for old in made if old.place != change.place), change], changed, smaller
                 break
         else:
             break
-    return Advice(changes=made, plan=plan, fits=plan.peak <= limit)
+    return Advice(changes=made, subject=subject, plan=plan, fits=plan.peak <= limit)
 
 
 def with_field(component: RLTrainer, place: str, value: Any) -> RLTrainer:

@@ -17,10 +17,12 @@ from flowrl.train.plan.passes import Cost, NetworkSetup, decoding, evaluating, s
 from flowrl.train.trainer import RLTrainer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from flowrl.train.plan.passes import Sizes
     from flowrl.train.plan.strategies import Strategy
 
-__all__ = ["MemoryPart", "MemoryPlan", "RewardNetwork", "Subject", "memory_plan"]
+__all__ = ["MemoryPart", "MemoryPlan", "RewardNetwork", "Subject", "least_peak", "memory_plan"]
 
 FLOAT32 = 4  # bytes
 MOMENTS = {"AdamW": 8.0, "AdamW8bit": 2.03125}  # bytes per trained weight; 8 bits and a float32 for every 256 of each moment
@@ -184,7 +186,23 @@ def memory_plan(subject: Subject, strategy: Strategy) -> MemoryPlan:
     """
     strategy.check(subject.source)
     held = [part for part in _held(subject, strategy) if part.size]
-    phases = [_start(subject, held), *_phases(subject, strategy)]
+    phases = [MemoryPart(name=name, size=size()) for name, size in _phases(subject, strategy, held).items()]
+    return _with_reserve(subject, held, phases)
+
+
+def least_peak(subject: Subject, strategy: Strategy, phase: str) -> int:
+    """Bytes that `memory_plan` will find at least, from one of its phases alone: much quicker than all of them.
+
+    Raises:
+        ConfigError: As `memory_plan`.
+        ValueError: As `memory_plan`.
+    """
+    strategy.check(subject.source)
+    held = [part for part in _held(subject, strategy) if part.size]
+    return _with_reserve(subject, held, [MemoryPart(name=phase, size=_phases(subject, strategy, held)[phase]())]).peak
+
+
+def _with_reserve(subject: Subject, held: Sequence[MemoryPart], phases: Sequence[MemoryPart]) -> MemoryPlan:
     total = sum(part.size for part in held) + max(phase.size for phase in phases)
     reserve = int(CONTEXT + FRAGMENTATION * total) if subject.cuda else 0
     return MemoryPlan(held=held, phases=phases, reserve=reserve)
@@ -213,30 +231,32 @@ def _held(subject: Subject, strategy: Strategy) -> list[MemoryPart]:
     ]
 
 
-def _phases(subject: Subject, strategy: Strategy) -> list[MemoryPart]:
+def _phases(subject: Subject, strategy: Strategy, held: Sequence[MemoryPart]) -> dict[str, Callable[[], int]]:
+    """What each phase takes, found when it is asked for."""
     trainer, weights = subject.trainer, subject.sizes
     groups = trainer.check_groups(strategy.processes)
     gathered = strategy.gathered(weights)
     gradients = strategy.gradients(weights.trained * FLOAT32)
     rows = min(trainer.update.micro_batch, max(1, rollout_cost(trainer).trained_states // strategy.processes))
-    activations = updating(subject.network, rows * network_calls(subject.source)).peak
     step = int(LARGEST_PART_OF_A_STEP * gradients) if subject.cuda else 0
-    phases = [
-        MemoryPart(name="rollout", size=_drawing(subject, largest_call(trainer, groups)) + gathered),
-        MemoryPart(name="decoding and scoring", size=_scoring(subject, trainer.reward_batch)),
-        MemoryPart(name="update", size=activations + gradients + gathered + strategy.whole_gradients(weights)),
-        MemoryPart(name="optimiser step", size=gradients + step),
-    ]
+    kept = gradients + gathered + strategy.whole_gradients(weights)
+    phases: dict[str, Callable[[], int]] = {
+        "start, encoding prompts": lambda: _start(subject, held),
+        "rollout": lambda: _drawing(subject, largest_call(trainer, groups)) + gathered,
+        "decoding and scoring": lambda: _scoring(subject, trainer.reward_batch),
+        "update": lambda: updating(subject.network, rows * network_calls(subject.source)).peak + kept,
+        "optimiser step": lambda: gradients + step,
+    }
     if trainer.evaluation is not None:
-        phases.append(MemoryPart(name="evaluation", size=_evaluation(subject) + gathered))
+        phases["evaluation"] = lambda: _evaluation(subject) + gathered
     return phases
 
 
-def _start(subject: Subject, held: Sequence[MemoryPart]) -> MemoryPart:
+def _start(subject: Subject, held: Sequence[MemoryPart]) -> int:
     """While prompts are encoded: the network is whole, the text encoders work, rewards are loaded; there is no optimiser yet."""
     kept = {"decoder", "other parts", "rewards' networks"}
     there = subject.sizes.total + subject.encoders() + sum(part.size for part in held if part.name in kept)
-    return MemoryPart(name="start, encoding prompts", size=max(0, there - sum(part.size for part in held)))
+    return max(0, there - sum(part.size for part in held))
 
 
 def _drawing(subject: Subject, rows: int) -> int:

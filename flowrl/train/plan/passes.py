@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -99,7 +99,7 @@ class Sizes:
 @cache
 def sizes(setup: NetworkSetup) -> Sizes:
     """Count a network's weights."""
-    network = setup.build()
+    network = _network(setup)
     blocks = [_bytes(module) for module in _blocks(network, frozenset(getattr(network, "_no_split_modules", None) or ()))]
     total = _bytes(network)
     return Sizes(
@@ -136,13 +136,13 @@ def _for_rows(measure: Callable[[NetworkSetup, int], Cost], setup: NetworkSetup,
 def _evaluating(setup: NetworkSetup, rows: int) -> Cost:
     meter = Meter()
     with torch.no_grad():
-        _forward(setup.build(), setup, rows, meter)
+        _forward(_network(setup), setup, rows, meter)
     return Cost(peak=meter.peak, operations=meter.operations)
 
 
 @cache
 def _updating(setup: NetworkSetup, rows: int) -> Cost:
-    network, meter = setup.build(), Meter()
+    network, meter = _network(setup), Meter()
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     for parameter in trained:
         parameter.grad = torch.empty_like(parameter)
@@ -187,6 +187,21 @@ def _forward(network: Any, setup: NetworkSetup, rows: int, meter: Meter) -> Tens
         out = network(**inputs, return_dict=False)[0]
         # A list of pictures, as Z-Image gives it, becomes one tensor; the sampler's mathematics is float32.
         return (torch.stack(out) if isinstance(out, list) else out).float()
+
+
+def _network(setup: NetworkSetup) -> Any:
+    """As it was built, though it may have been used before: making and adapting a network takes as long as a pass."""
+    network = _built(replace(setup, checkpointing=False))
+    if setup.checkpointing or getattr(network, "is_gradient_checkpointing", False):
+        network.disable_gradient_checkpointing()
+    for parameter in network.parameters():
+        parameter.grad = None
+    return network
+
+
+@lru_cache(maxsize=2)
+def _built(setup: NetworkSetup) -> Any:
+    return setup.build()
 
 
 def _decoder_latent(decoder: Part, geometry: Geometry) -> tuple[int, ...]:
