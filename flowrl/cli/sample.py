@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     model.prepare(list(dict.fromkeys(prompts)))
     if checkpoint is not None:
         load_checkpoint_weights(model, checkpoint)
-    title = str(checkpoint or "base weights")
+    title = checkpoint.name if checkpoint else "base weights"
     grid = scoring.run(model).grid(title) if scoring else _plain(model, evaluation, prompts, args, title)
     say(str(save_png(grid, args.out)))
     return 0

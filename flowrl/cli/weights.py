@@ -44,7 +44,7 @@ def _not_kept(folder: CheckpointFolder, update: int) -> str:
         return f"{folder.root} holds no checkpoint; give a run's folder as the source, or --checkpoint RUN/checkpoints/update_{update:06d}"
     names = " and ".join([", ".join(kept[:-1]), kept[-1]] if len(kept) > 1 else kept)
     return (
-        f"{folder.root} holds no checkpoint after {update} updates, only {names}; give one of these "
+        f"{folder.root} holds no {folder.path(update).name}, only {names}; give one of these "
         "(a run keeps as many of the newest as its keep_checkpoints says)"
     )
 

@@ -19,7 +19,7 @@ def checkpoint(run: Path, update: int) -> Path:
 def test_a_checkpoint_that_was_not_kept_is_refused_with_those_that_were(tmp_path):
     for update in (20, 30, 40):
         checkpoint(tmp_path, update)
-    told = "holds no checkpoint after 10 updates, only update_000020, update_000030 and update_000040; give one of these"
+    told = "holds no update_000010, only update_000020, update_000030 and update_000040; give one of these"
     with pytest.raises(CheckpointError, match=told):
         find_checkpoint(tmp_path, "10")
     assert find_checkpoint(tmp_path, "30").name == "update_000030"
