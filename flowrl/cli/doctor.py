@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--memory", metavar="SIZE", type=_amount, help=told)
     parser.add_argument("--accelerate", metavar="FILE", help="accelerate's config file that the run will be launched with")
     parser.add_argument("--rewards", action="store_true", help="load the rewards and ask each for pictures whose order is known")
+    parser.add_argument("--environment", action="store_true", help="print versions, devices and extras too where a config is given")
     parser.add_argument("--robots", action="store_true", help="start every installed simulator and draw a picture, which takes seconds")
 
 
@@ -61,10 +62,13 @@ def run(args: argparse.Namespace) -> int:
         0 if nothing stands in the way, 2 if something has to be mended.
     """
     from flowrl.cli.console import say
-    from flowrl.cli.doctor_robots import robot_extras, simulators
+    from flowrl.cli.doctor_robots import simulators
 
-    problems = [*_environment(), *robot_extras(), *(simulators() if args.robots else [])]
+    problems = _everything() if args.environment or not args.config else _broken()
+    problems += simulators() if args.robots else []
     if args.config:
+        if args.environment or args.robots:
+            say()
         problems += _config(args)
     if args.rewards:
         from flowrl.cli.doctor_rewards import reward_problems
@@ -77,12 +81,18 @@ def run(args: argparse.Namespace) -> int:
     return WRONG if problems else 0
 
 
+def _everything() -> list[str]:
+    """Print versions, devices and all extras; return what is wrong."""
+    from flowrl.cli.doctor_robots import robot_extras
+
+    return [*_environment(), *robot_extras()]
+
+
 def _environment() -> list[str]:
     """Print versions, devices and extras; return what is wrong."""
     from flowrl.cli.console import row, say
 
     say(row("python", platform.python_version()))
-    missing = [name for name in PACKAGES if _version(name) is None]
     for name in PACKAGES:
         say(row(name, _version(name) or "missing"))
     for line in _devices():
@@ -92,7 +102,13 @@ def _environment() -> list[str]:
         say(row(f"extra {extra}", "installed" if there else f"absent; pip install 'flowrl-torch[{extra}]'"))
     problem = _torchvision_problem()
     say(row("torchvision", "broken" if problem else _version("torchvision") or "absent, and not needed"))
-    return [f"{name} is missing; pip install flowrl-torch" for name in missing] + ([problem] if problem else [])
+    return _broken()
+
+
+def _broken() -> list[str]:
+    """What is wrong with the environment, whatever is run."""
+    problem = _torchvision_problem()
+    return [f"{name} is missing; pip install flowrl-torch" for name in PACKAGES if _version(name) is None] + ([problem] if problem else [])
 
 
 def _devices() -> list[str]:
@@ -129,7 +145,6 @@ def _config(args: argparse.Namespace) -> list[str]:
     from robot.gating import GateTraining
     from robot.learning.lesson import Training
 
-    say()
     config = args.config
     try:
         tree = load_config(_file(config), args.overrides)
@@ -151,10 +166,12 @@ def _config(args: argparse.Namespace) -> list[str]:
 
 def _trainer(trainer: RLTrainer, args: argparse.Namespace) -> list[str]:
     from flowrl.cli.console import row, say
+    from flowrl.cli.doctor_extras import show_used_extras
     from flowrl.cli.doctor_plan import show_plan
     from flowrl.train.figures import figure
     from flowrl.train.plan import rollout_cost
 
+    show_used_extras(trainer)
     groups, size = trainer.prompts_per_update, trainer.sampler.group_size
     say(row("groups", f"{groups} of {size} per update"))
     for world in WORLD_SIZES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -64,7 +65,15 @@ def config_path(name: str | Path) -> Path:
     bundled = path.as_posix().removeprefix("configs/").removesuffix(".yaml")
     if bundled in bundled_configs():
         return _bundled("configs") / f"{bundled}.yaml"
-    raise ConfigError(f"no config file {str(name)!r}, nor a bundled config of that name{close_match(bundled, bundled_configs())}")
+    raise ConfigError(f"no config file {str(name)!r}, nor a bundled config of that name{_close(bundled)}")
+
+
+def _close(name: str) -> str:
+    """The bundled config that was meant, else all of them, one a line: there are many."""
+    names = bundled_configs()
+    if difflib.get_close_matches(name, names, n=1):
+        return close_match(name, names)
+    return "; the bundled ones are\n" + "\n".join(f"  {each}" for each in names)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:

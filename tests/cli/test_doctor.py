@@ -40,6 +40,27 @@ def test_a_torchvision_that_does_not_load_is_named_with_the_remedy(capsys, monke
     assert "operator torchvision::nms does not exist); pip uninstall torchvision" in text
 
 
+def test_with_a_config_its_answer_comes_first_and_the_environment_only_if_asked_for(capsys):
+    assert printed(capsys, CONFIG)[1].startswith(f"config                 {CONFIG} is valid: RLTrainer\n")
+    text = printed(capsys, CONFIG, "--environment")[1]
+    assert text.startswith("python ")
+    assert "extra robosuite" in text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "extras"),
+    [
+        ((), set()),
+        (("optimizer.target=flowrl.train.AdamW8bit", "trackers=[wandb]"), {"bitsandbytes", "wandb"}),
+        (("reward={target: rewards.OCRAccuracy}", "model.attention=xformers"), {"ocr", "xformers"}),
+        (("model.quantise=nf4",), {"bitsandbytes"}),
+    ],
+)
+def test_only_the_extras_that_a_config_uses_are_listed(capsys, overrides, extras):
+    text = printed(capsys, CONFIG, *overrides)[1]
+    assert {line.split()[1] for line in text.splitlines() if line.startswith("extra ")} == extras
+
+
 def test_a_good_config_shows_groups_and_cost(capsys):
     status, text = printed(capsys, CONFIG, "prompts_per_update=4", "sampler.group_size=12", "sampler.sde_indices=[0,1,2,3,4]", "updates=3")
     assert status == 0

@@ -215,6 +215,31 @@ def test_configs_are_listed_with_their_purpose(capsys):
     assert all(len(line.split()) > 3 for line in lines)
 
 
+def test_a_config_s_purpose_is_one_whole_sentence(capsys):
+    assert main(["configs", "list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if not line.endswith((".", "?")) or line.endswith("..")] == []
+    assert [line for line in lines if re.search(r"[.?] |Command|, then\\.$", line)] == []
+    purposes = dict(line.split(maxsplit=1) for line in lines)
+    assert purposes["image/flux1_dancegrpo"].endswith("trained, groups of 12 from the same noise, 16 prompts an update on 16 GPUs.")
+    assert purposes["robot/bc_lift_flow"] == "A flow policy for Lift from the state: first flowrl record robot/record_lift (2 minutes)."
+
+
+def test_configs_are_filtered_by_a_part_of_their_names(capsys):
+    assert main(["configs", "list", "image"]) == 0
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert names == [name for name in bundled_configs() if "image" in name]
+    assert main(["configs", "list", "nothing"]) == 2
+    assert "no bundled config has 'nothing' in its name; flowrl configs list shows all, in image," in capsys.readouterr().err
+
+
+def test_names_stand_one_a_line_where_none_is_close(capsys):
+    assert main(["configs", "show", "qqq"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].endswith("nor a bundled config of that name; the bundled ones are")
+    assert [line.strip() for line in lines[1:]] == bundled_configs()
+
+
 def test_a_config_is_shown_as_it_is(capsys):
     assert main(["configs", "show", "image/digits_g2rpo"]) == 0
     assert capsys.readouterr().out == config_path("image/digits_g2rpo").read_text(encoding="utf-8")
