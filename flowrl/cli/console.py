@@ -59,12 +59,16 @@ def show(table: Table) -> None:
 
 
 class _AboveBars(logging.StreamHandler[TextIO]):
-    """Writes each message on a line of its own, above any progress bar."""
+    """Writes each message on a line of its own: on a terminal above any progress bar, in a file, where no bar can be wiped, below it."""
 
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm
 
-        tqdm.write(self.format(record), file=self.stream)
+        if self.stream.isatty() or not len(getattr(tqdm, "_instances", ())):
+            tqdm.write(self.format(record), file=self.stream)
+        else:
+            self.stream.write(f"\n{self.format(record)}\n")
+            self.flush()
 
 
 def show_progress_messages() -> None:

@@ -171,8 +171,11 @@ class Asker:
             then = "it is not used"
         elif self.servers.others_work(server):
             then = "others take over"
+        elif not self.retries:
+            then = "retries is 0, so it is not asked again"
         else:
-            then = f"asking again, gives up at {clock_time(self._gives_up(asked_since))} at the latest"
+            until = self._gives_up(asked_since) + self.backoff.longest_pause_s(self.retries)  # the last round begins with a pause
+            then = f"asking again, gives up at {clock_time(until)} at the latest"
         logger.warning("reward server %s is down (%s); %s", server.url, error, then)
 
 

@@ -69,6 +69,10 @@ class Backoff:
         """The longest that so many pauses in a row can take."""
         return sum(self._full_s(doublings) for doublings in range(pauses))
 
+    def longest_pause_s(self, pauses: int) -> float:
+        """The longest that any of so many pauses can take."""
+        return self._full_s(max(pauses - 1, 0))
+
     def _full_s(self, doublings: int) -> float:
         return min(self.first_s * 2.0 ** min(doublings, _MOST_DOUBLINGS), self.longest_s)
 

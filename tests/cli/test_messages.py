@@ -14,4 +14,6 @@ def test_a_message_has_a_line_of_its_own_while_a_bar_is_drawn(capsys):
     with tqdm(total=2, file=sys.stderr) as bar:
         logging.getLogger("flowrl.train.run").info("the gate is open")
         bar.update()
-    assert "the gate is open" in [line.strip() for line in re.split(r"[\r\n]", capsys.readouterr().err)]
+    printed = capsys.readouterr().err
+    assert "the gate is open" in [line.strip() for line in re.split(r"[\r\n]", printed)]
+    assert " " * 20 not in printed, "a bar is not wiped with blanks in a file"
