@@ -1,4 +1,4 @@
-"""Times that broadcast, noise that is reproducible, and reductions over a state's axes."""
+"""Times that broadcast, noise that is reproducible, reductions over a state's axes, and the levels of a picture file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,18 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-__all__ = ["RandomSource", "Time", "expand_time", "float_dtype", "randn", "seeded_generator", "spread", "state_mean", "state_sum"]
+__all__ = [
+    "RandomSource",
+    "Time",
+    "expand_time",
+    "float_dtype",
+    "levels_of",
+    "randn",
+    "seeded_generator",
+    "spread",
+    "state_mean",
+    "state_sum",
+]
 
 Time: TypeAlias = Tensor | float
 """A noise level in [0, 1]: a number, or a tensor whose shape is a prefix of the state's shape."""
@@ -111,3 +122,12 @@ def state_mean(x: Tensor) -> Tensor:
 def state_sum(x: Tensor) -> Tensor:
     """Sum over every axis but the first, ``(batch, ...) -> (batch,)``."""
     return x.flatten(1).sum(1) if x.ndim > 1 else x
+
+
+def levels_of(pictures: Tensor) -> Tensor:
+    """The 8-bit levels 0 to 255 that a picture file would hold, as float32; values outside [0, 1] are cut off.
+
+    Args:
+        pictures: Any shape, in [0, 1].
+    """
+    return pictures.detach().float().clamp(0, 1).mul(255).round()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rewards.preprocessing import levels_of
+from flowrl.shapes import levels_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

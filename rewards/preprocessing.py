@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
+from flowrl.shapes import levels_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -24,7 +26,6 @@ __all__ = [
     "crop_offset_rounded",
     "crop_offset_rounded_down",
     "hps_pixels",
-    "levels_of",
     "pillow_resized",
 ]
 
@@ -32,15 +33,6 @@ OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 
 Interpolation = Literal["bicubic", "bilinear"]
-
-
-def levels_of(samples: Tensor) -> Tensor:
-    """The 8-bit levels 0 to 255 that a picture file would hold, as float32; values outside [0, 1] are cut off.
-
-    Args:
-        samples: (batch, 3, height, width) in [0, 1].
-    """
-    return samples.detach().float().clamp(0, 1).mul(255).round()
 
 
 def pillow_resized(levels: Tensor, size: tuple[int, int], interpolation: Interpolation = "bicubic") -> Tensor:

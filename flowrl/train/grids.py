@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn.functional import pad
 
-from flowrl.shapes import spread
+from flowrl.shapes import levels_of, spread
 from flowrl.train.monitors import check_pictures
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -82,7 +82,7 @@ def to_picture(image: Tensor) -> Image.Image:
 
     Of a video ``(frame, 3, height, width)`` it takes the film strip.
     """
-    levels = film_strip(image).detach().float().clamp(0, 1).mul(255).round().byte()
+    levels = levels_of(film_strip(image)).byte()
     return Image.fromarray(levels.permute(1, 2, 0).cpu().contiguous().numpy())
 
 

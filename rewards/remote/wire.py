@@ -27,7 +27,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from flowrl.rl import Prompt, facts_of
-from rewards.preprocessing import levels_of
+from flowrl.shapes import levels_of
 from rewards.remote.png import decode_png, encode_png, png_size
 
 if TYPE_CHECKING:

@@ -4,7 +4,8 @@ import pytest
 import scorers
 import torch
 
-from rewards.preprocessing import ClipPixels, crop_offset_rounded_down, hps_pixels, levels_of, pillow_resized
+from flowrl.shapes import levels_of
+from rewards.preprocessing import ClipPixels, crop_offset_rounded_down, hps_pixels, pillow_resized
 
 LEVEL = 1 / 255 / min(scorers.STD)  # one 8-bit level after normalising
 
