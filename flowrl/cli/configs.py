@@ -68,7 +68,8 @@ def _purpose(path: Path) -> str:
     opening = itertools.takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
     prose = itertools.takewhile(lambda line: not COMMAND.match(line), (line.removeprefix("#").strip() for line in opening))
     sentence = SENTENCE_END.split(" ".join(prose), maxsplit=1)[0]
-    return UNFINISHED.sub("", sentence).rstrip(".") + "." if sentence else ""
+    whole = UNFINISHED.sub("", sentence)
+    return whole if not whole or whole[-1] in ".?!" else f"{whole}."
 
 
 def _copy(source: Path, destination: Path | None) -> Path:

@@ -15,7 +15,6 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
-import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -167,7 +166,7 @@ def _config(args: argparse.Namespace) -> list[str]:
 def _trainer(trainer: RLTrainer, args: argparse.Namespace) -> list[str]:
     from flowrl.cli.console import row, say
     from flowrl.cli.doctor_extras import show_used_extras
-    from flowrl.cli.doctor_plan import show_plan
+    from flowrl.cli.doctor_plan import launched_with, show_plan
     from flowrl.train.figures import figure
     from flowrl.train.plan import rollout_cost
 
@@ -183,26 +182,8 @@ def _trainer(trainer: RLTrainer, args: argparse.Namespace) -> list[str]:
     if trainer.evaluation:
         states = trainer.evaluation.images * trainer.evaluation.sampler.evaluations()
         say(row("evaluation", f"{trainer.evaluation.images} pictures, {figure(states)} network evaluations"))
-    plan = {"accelerate": args.accelerate, "memory": args.memory, "first": _launched_with(args.config)}
+    plan = {"accelerate": args.accelerate, "memory": args.memory, "first": launched_with(_file(args.config))}
     return [*_prompts(trainer), *(_model(trainer) or show_plan(trainer, **plan))]
-
-
-def _launched_with(config: str) -> str | None:
-    """The accelerate config file that the command in a config's leading comment names."""
-    from pathlib import Path
-
-    from flowrl.cli.console import row, say
-    from flowrl.config import config_path
-
-    path = config_path(_file(config))
-    match = re.search(r"^# Command: .*--config_file (\S+)", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    if match is None:
-        return None
-    beside = path.parent.parent / "accelerate" / Path(match[1]).name  # where the bundled ones are, from whichever folder this is called
-    found = next((file for file in (Path(match[1]), beside) if file.is_file()), None)
-    if found is not None:
-        say(row("launched with", f"{match[1]}, as the config's own command says"))
-    return str(found) if found else None
 
 
 def _prompts(trainer: RLTrainer) -> list[str]:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from flowrl.train.plan import Advice, MemoryPlan, Strategy, Subject
     from flowrl.train.trainer import RLTrainer
 
-__all__ = ["bytes_of", "show_plan"]
+__all__ = ["bytes_of", "launched_with", "show_plan"]
 
 UNITS = {"GB": 10**9, "GIB": 2**30, "MB": 10**6, "MIB": 2**20}
 TERA = 1e12
@@ -31,6 +31,28 @@ def bytes_of(text: str) -> int:
     if match is None:
         raise ValueError(f"must be an amount such as 24GB (1e9 bytes each, as cards are sold) or 22.5GiB, with its unit; got {text!r}")
     return int(float(match[1]) * UNITS[match[2]])
+
+
+def launched_with(config: str) -> str | None:
+    """The accelerate config file that the command in a config's leading comment names; a row says so, and None is where there is none.
+
+    Args:
+        config: What `flowrl.config.config_path` takes.
+    """
+    from pathlib import Path
+
+    from flowrl.cli.console import row, say
+    from flowrl.config import config_path
+
+    path = config_path(config)
+    match = re.search(r"^# Command: .*--config_file (\S+)", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    if match is None:
+        return None
+    beside = path.parent.parent / "accelerate" / Path(match[1]).name  # where the bundled ones are, from whichever folder this is called
+    found = next((file for file in (Path(match[1]), beside) if file.is_file()), None)
+    if found is not None:
+        say(row("launched with", f"{match[1]}, as the config's own command says"))
+    return str(found) if found else None
 
 
 def show_plan(trainer: RLTrainer, *, accelerate: str | None, memory: int | None, first: str | None = None) -> list[str]:
