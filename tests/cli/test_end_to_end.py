@@ -243,7 +243,10 @@ def test_scores_are_told_apart_by_category(run, tmp_path):
 
 @pytest.mark.parametrize(
     ("checkpoint", "message"),
-    [("3", "holds no update_000003, only update_000002 and update_000004; give one of these"), ("elsewhere", "elsewhere is not a checkpoint")],
+    [
+        ("3", "holds no update_000003, only update_000002 and update_000004; give one of these"),
+        ("elsewhere", "elsewhere is not a checkpoint"),
+    ],
 )
 def test_a_missing_checkpoint_is_refused_before_the_model_is_loaded(run, checkpoint, message, capsys):
     assert main(["evaluate", str(run), "--checkpoint", checkpoint]) == 2
