@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
@@ -99,7 +100,7 @@ class Sizes:
 @cache
 def sizes(setup: NetworkSetup) -> Sizes:
     """Count a network's weights."""
-    network = _network(setup)
+    network = _built(replace(setup, checkpointing=False))
     blocks = [_bytes(module) for module in _blocks(network, frozenset(getattr(network, "_no_split_modules", None) or ()))]
     total = _bytes(network)
     return Sizes(
@@ -190,13 +191,8 @@ def _forward(network: Any, setup: NetworkSetup, rows: int, meter: Meter) -> Tens
 
 
 def _network(setup: NetworkSetup) -> Any:
-    """As it was built, though it may have been used before: making and adapting a network takes as long as a pass."""
-    network = _built(replace(setup, checkpointing=False))
-    if setup.checkpointing or getattr(network, "is_gradient_checkpointing", False):
-        network.disable_gradient_checkpointing()
-    for parameter in network.parameters():
-        parameter.grad = None
-    return network
+    """One that no pass has run through, since some keep tables of positions; copying is quicker than building and adapting."""
+    return copy.deepcopy(_built(replace(setup, checkpointing=False)))
 
 
 @lru_cache(maxsize=2)
