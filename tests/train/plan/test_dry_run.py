@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from flowrl.models import LoRA
-from flowrl.train.plan import architecture_of
+from flowrl.models.tiny import TINY
+from flowrl.train.plan import architecture_of, passes
 from flowrl.train.plan.dry_run import DeviceRules, Meter
 from flowrl.train.plan.inputs import geometry_of, network_inputs
 from flowrl.train.plan.passes import NetworkSetup, evaluating, picture_scoring, sizes, updating
@@ -173,3 +174,15 @@ def test_the_network_of_a_reward_grows_with_its_batch():
 def test_a_network_whose_call_is_unknown_is_refused():
     with pytest.raises(ValueError, match=r"how a DiTTransformer2DModel is called is not known here.*SD3Transformer2DModel"):
         network_inputs("DiTTransformer2DModel", {}, setup_of("assets/models/digits_sd3").geometry, 1, torch.float32)
+
+
+def test_what_a_pass_takes_does_not_depend_on_the_passes_before_it(tmp_path):
+    """Z-Image keeps tables of positions from its first call on; a pass of the update must not find those of the rollout."""
+    TINY["z_image"]().save_pretrained(tmp_path)
+    setup = setup_of(str(tmp_path), side=32)
+    orders = []
+    for order in ((passes.evaluating, passes.updating), (passes.updating, passes.evaluating)):
+        for kept in vars(passes).values():
+            getattr(kept, "cache_clear", lambda: None)()
+        orders.append({each.__name__: each(setup, 1) for each in order})
+    assert orders[0] == orders[1]
