@@ -9,6 +9,7 @@ import pytest
 from flowrl.cli import doctor
 from flowrl.cli.main import main
 from flowrl.config import asset_path
+from flowrl.models.tiny import TINY
 from robot.envs import check, needs
 
 CONFIG = "image/digits_g2rpo"
@@ -126,8 +127,10 @@ def test_a_folder_without_a_part_or_of_another_pipeline_is_a_problem(capsys, tmp
     assert (status, f"problem: config.model: {tmp_path}/{problem}" in text) == (2, True)
 
 
-def test_prompts_that_the_model_cannot_draw_are_a_problem(capsys):
-    status, text = printed(capsys, CONFIG, "model.target=flowrl.models.Flux1Kontext", "model.path=black-forest-labs/FLUX.1-Kontext-dev")
+def test_prompts_that_the_model_cannot_draw_are_a_problem(capsys, tmp_path):
+    TINY["flux1_kontext"]().save_pretrained(tmp_path)
+    size = ["model.height=16", "model.width=16"]
+    status, text = printed(capsys, CONFIG, "model.target=flowrl.models.Flux1Kontext", f"model.path={tmp_path}", *size)
     assert (status, "names no picture to edit; write prompts for FLUX.1 Kontext into a .jsonl file" in text) == (2, True)
 
 
