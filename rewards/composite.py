@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from flowrl.errors import close_match
-from flowrl.rl import Reward, RewardBatch, check_ready, submit_scores
+from flowrl.rl import Reward, RewardBatch, submit_scores
 from rewards.scales import Scale
 
 if TYPE_CHECKING:
@@ -59,11 +59,6 @@ class CompositeReward:
     def needs_groups(self) -> bool:
         """Whether a reward compares samples, or a scale is that of the group."""
         return any(getattr(one, "needs_groups", False) for one in (*self.rewards, *self.normalise.values()))
-
-    def check(self) -> None:
-        """See `flowrl.rl.check_ready`."""
-        for reward in self.rewards:
-            check_ready(reward)
 
     def __call__(self, samples: Tensor, prompts: Sequence[str], groups: Tensor | None = None) -> RewardBatch:
         """Score samples by every reward; see `flowrl.rl.Reward` and `flowrl.rl.GroupReward`.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from flowrl.rl import Reward, RewardBatch, check_ready, submit_scores
+from flowrl.rl import Reward, RewardBatch, submit_scores
 from flowrl.shapes import spread
 
 if TYPE_CHECKING:
@@ -49,10 +49,6 @@ class FrameReward:
     def needs_groups(self) -> bool:
         """Whether the reward compares the videos of a group."""
         return bool(getattr(self.reward, "needs_groups", False))
-
-    def check(self) -> None:
-        """See `flowrl.rl.check_ready`."""
-        check_ready(self.reward)
 
     def __call__(self, samples: Tensor, prompts: Sequence[str], groups: Tensor | None = None) -> RewardBatch:
         """Score videos; see `flowrl.rl.Reward`.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from flowrl.rl import Reward, RewardBatch, check_ready, submit_scores
+from flowrl.rl import Reward, RewardBatch, submit_scores
 from rewards.pairs import check_groups, group_pairs, win_rates
 
 if TYPE_CHECKING:
@@ -40,10 +40,6 @@ class WithinGroupRank:
         """The parts with weight 0, and their ranks with the reward's weights."""
         own = self.reward.weights
         return dict.fromkeys(own, 0.0) | {f"{name}_rank": weight for name, weight in own.items()}
-
-    def check(self) -> None:
-        """See `flowrl.rl.check_ready`."""
-        check_ready(self.reward)
 
     def __call__(self, samples: Tensor, prompts: Sequence[str], groups: Tensor | None = None) -> RewardBatch:
         """Score samples; see `flowrl.rl.GroupReward`. A sample whose score is NaN has no rank and is not compared.

@@ -140,16 +140,14 @@ def _draw(trainer: RLTrainer, comparison: Comparison, processes: Processes) -> N
     from tqdm import tqdm
 
     from flowrl.cli.weights import load_model
-    from flowrl.rl import check_prompts, check_ready, load_reward
+    from flowrl.rl import prepare_reward
 
     todo = {subject.name: processes.share(comparison.missing(subject)) for subject in comparison.subjects}
     processes.wait()  # nobody draws before all have looked
     if not any(todo.values()):
         return
     for reward in comparison.evaluation.rewards:
-        check_prompts(reward, comparison.evaluation.texts)
-        check_ready(reward)
-        load_reward(reward, processes.device)
+        prepare_reward(reward, comparison.evaluation.texts, processes.device)
     model = load_model(trainer, processes.device)
     model.prepare(list(dict.fromkeys(comparison.evaluation.texts)))
     blocks = comparison.evaluation.blocks()

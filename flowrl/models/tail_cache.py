@@ -88,6 +88,9 @@ class FirstBlockCache(FeatureCache):
     """
 
     hooks: ClassVar[tuple[str, ...]] = ("fbc_leader_block_hook", "fbc_block_hook")
+    not_sharded: ClassVar[str] = (
+        "FirstBlockCache decides on each process by its own rows, sharded weights need all to agree; use TaylorSeerCache"
+    )
 
     threshold: float = 0.05
 
@@ -115,9 +118,7 @@ class FirstBlockCache(FeatureCache):
         from torch.distributed.tensor import DTensor
 
         if any(isinstance(parameter, DTensor) for parameter in module.parameters()):
-            raise ConfigError(
-                "FirstBlockCache decides on each process by its own rows, sharded weights need all to agree; use TaylorSeerCache"
-            )
+            raise ConfigError(self.not_sharded)
         apply_first_block_cache(module, FirstBlockCacheConfig(threshold=self.threshold))
         _check_outputs_agree(module)
 

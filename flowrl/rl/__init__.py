@@ -14,6 +14,7 @@ from flowrl.rl.reward import (
     inner_rewards,
     load_reward,
     part_weights,
+    prepare_reward,
     submit_scores,
     with_those_within,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "load_reward",
     "needs_reference",
     "part_weights",
+    "prepare_reward",
     "register_objective",
     "submit_scores",
     "with_those_within",

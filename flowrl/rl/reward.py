@@ -22,6 +22,7 @@ __all__ = [
     "inner_rewards",
     "load_reward",
     "part_weights",
+    "prepare_reward",
     "submit_scores",
     "with_those_within",
 ]
@@ -165,6 +166,23 @@ def check_prompts(reward: object, prompts: Sequence[str]) -> None:
     for part in with_those_within(reward):
         if (check := getattr(part, "check_prompts", None)) is not None:
             check(prompts)
+
+
+def prepare_reward(reward: Reward | GroupReward, prompts: Sequence[str], device: torch.device | str) -> None:
+    """All that can go wrong with a reward before the first picture: prompts that it cannot score, servers, weights.
+
+    Args:
+        reward: What will score.
+        prompts: All that it will be asked to score.
+        device: Where the samples will be.
+
+    Raises:
+        ValueError: If a prompt cannot be scored.
+        RewardError: If it cannot score, or weights are missing.
+    """
+    check_prompts(reward, prompts)
+    check_ready(reward)
+    load_reward(reward, device)
 
 
 def with_those_within(reward: object) -> Iterator[object]:

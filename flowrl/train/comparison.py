@@ -18,6 +18,7 @@ from flowrl.train.grids import save_png
 from flowrl.train.outcomes import Outcome, compared, warnings
 from flowrl.train.page import png_address, write_page
 from flowrl.train.paired import mean_ci95, paired_difference
+from flowrl.train.whole import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -84,7 +85,7 @@ class Comparison:
                     "or start it anew with --restart"
                 )
         self.folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        write_whole(path, json.dumps(settings, indent=2) + "\n")
 
     def missing(self, subject: Subject) -> list[int]:
         """Numbers of the blocks that are still to be drawn."""
@@ -129,7 +130,7 @@ class Comparison:
             "against_base": {name: [asdict(row) for row in rows] for name, rows in tables.items() if name != base},
             "categories": self._categories(results),
         }
-        _write_text(self.folder / RESULTS, json.dumps(content, indent=2) + "\n")
+        write_whole(self.folder / RESULTS, json.dumps(content, indent=2) + "\n")
         context = {
             "name": self.folder.name,
             "facts": facts,
@@ -218,9 +219,3 @@ def _read(folder: Path) -> EvaluationResult | None:
         return EvaluationResult.load(folder)
     except ValueError:
         return None
-
-
-def _write_text(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)

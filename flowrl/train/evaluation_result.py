@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flowrl.train.grids import before_after_grid, from_png, picture_grid, save_png, to_picture
 from flowrl.train.paired import PairedDifference, mean_ci95, paired_difference
+from flowrl.train.whole import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -139,9 +140,7 @@ class EvaluationResult:
             "network_evaluations": self.network_evaluations,
             "images": list(self.images),
         }
-        part = folder / (SCORES_FILE + ".part")
-        part.write_text(json.dumps(content), encoding="utf-8")
-        part.replace(folder / SCORES_FILE)
+        write_whole(folder / SCORES_FILE, json.dumps(content))
 
     @staticmethod
     def load(folder: Path) -> EvaluationResult:

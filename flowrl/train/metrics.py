@@ -6,6 +6,8 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
+from flowrl.train.whole import write_whole
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
@@ -38,9 +40,7 @@ class MetricsLog:
         self.path = run_dir / METRICS_FILE
         if self.path.exists():
             kept = [line for line in read_metrics(self.path) if _is_past(line, keep_before, keep_evaluation)]
-            temporary = self.path.with_suffix(".tmp")
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-            temporary.replace(self.path)
+            write_whole(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Append one line."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowrl.train.figures import duration, figure, signed, words
+from flowrl.train.whole import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,9 +32,7 @@ def write_page(path: Path, template: Path, context: Mapping[str, Any]) -> Path:
     )
     environment.filters |= {"figure": figure, "signed": signed, "words": words, "duration": duration}
     text = environment.get_template(template.name).render(**context)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    return part.replace(path)
+    return write_whole(path, text)
 
 
 def png_address(path: Path) -> str:

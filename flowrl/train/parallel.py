@@ -83,7 +83,7 @@ def _settle_fsdp(accelerator: Accelerator, trainer: RLTrainer) -> None:
             "pip install 'accelerate>=1.13'"
         )
     if isinstance(getattr(trainer.model, "tail_cache", None), FirstBlockCache):
-        raise ConfigError("FirstBlockCache decides on each process by its own rows, sharded weights need all to agree; use TaylorSeerCache")
+        raise ConfigError(FirstBlockCache.not_sharded)
     if isinstance(trainer.optimizer, AdamW8bit):
         raise ConfigError(
             "AdamW8bit does not know sharded weights; take flowrl.train.AdamW under FSDP 2, whose moments are shared out anyway"

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from flowrl.errors import CheckpointError, NonFiniteError, RewardError
 from flowrl.models.quiet import quiet_libraries
-from flowrl.rl import UniformPrompts, check_prompts, check_ready, load_reward, part_weights, with_those_within
+from flowrl.rl import UniformPrompts, check_prompts, part_weights, prepare_reward, with_those_within
 from flowrl.train.checkpoint import CheckpointFolder
 from flowrl.train.describe import describe
 from flowrl.train.ema import WeightAverage
@@ -101,9 +101,7 @@ class Run:
         scored += [] if evaluation is None else [(reward, evaluation.texts) for reward in evaluation.rewards]
         check_prompts(self.trainer.model, [*self.prompts, *([] if evaluation is None else evaluation.texts)])
         for reward, prompts in scored:
-            check_prompts(reward, prompts)
-            check_ready(reward)
-            load_reward(reward, self.accelerator.device)
+            prepare_reward(reward, prompts, self.accelerator.device)
 
     def loop(self) -> RunSummary:
         """Rollout, reward, advantage, update, record, until all updates are done."""

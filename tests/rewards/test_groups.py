@@ -8,7 +8,7 @@ import torch
 
 from flowrl.config import instantiate
 from flowrl.errors import RewardError
-from flowrl.rl import RewardBatch, submit_scores
+from flowrl.rl import RewardBatch, check_ready, submit_scores
 from flowrl.train.describe import describe
 from rewards import Brightness, CompositeReward, Diversity, PixelFeatures, WithinGroupRank
 from rewards.pairs import group_pairs, win_rates
@@ -125,7 +125,7 @@ def test_a_nested_reward_that_is_out_of_reach_is_said_before_anything_is_loaded(
             raise RewardError("the server is gone")
 
     with pytest.raises(RewardError, match="the server is gone"):
-        CompositeReward(rewards=(WithinGroupRank(reward=Gone()),)).check()
+        check_ready(CompositeReward(rewards=(WithinGroupRank(reward=Gone()),)))
 
 
 def test_missing_weights_of_features_are_told_by_loading(tmp_path):
