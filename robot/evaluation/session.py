@@ -14,6 +14,7 @@ import yaml
 
 from flowrl.errors import CheckpointError, ConfigError
 from flowrl.train.describe import describe, differences
+from flowrl.train.whole import write_whole
 from robot.evaluation.episodes import EpisodeResult, Job
 from robot.evaluation.log import EPISODES_FILE, EpisodeLog
 from robot.evaluation.pool import EnvPool
@@ -207,7 +208,5 @@ def earlier_videos(folder: Path) -> list[dict[str, Any]]:
 def _write_json(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
     """Write whole or not at all; what a reader will find is returned."""
     text = json.dumps(content, indent=2)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text + "\n", encoding="utf-8")
-    part.replace(path)
+    write_whole(path, text + "\n")
     return json.loads(text)

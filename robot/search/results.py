@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from flowrl.train.whole import write_whole
 from robot.search.outcomes import Outcome
 from robot.search.prior import PriorResult
 from robot.search.signal import DisagreementSignal
@@ -138,10 +139,7 @@ class CompositionResult:
         content = asdict(self) | {"run_dir": str(self.run_dir)}
         if self.selection is not None:
             content["selection"]["candidates"] = [asdict(row) | {"rate": row.rate} for row in self.selection.candidates]
-        path = self.run_dir / RESULTS_FILE
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(_plain(content), indent=2) + "\n", encoding="utf-8")
-        return part.replace(path)
+        return write_whole(self.run_dir / RESULTS_FILE, json.dumps(_plain(content), indent=2) + "\n")
 
 
 def _plain(value: Any) -> Any:

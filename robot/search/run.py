@@ -12,6 +12,7 @@ import yaml
 
 from flowrl.errors import ConfigError
 from flowrl.train.describe import describe
+from flowrl.train.whole import write_whole
 from robot.evaluation.log import EPISODES_FILE, EpisodeLog
 from robot.evaluation.pool import EnvPool
 from robot.evaluation.provenance import checkpoint_hashes, git_revision, refuse_another_run
@@ -177,9 +178,7 @@ def _open_folder(folder: Path, identity: dict[str, Any], *, resume: bool) -> Non
         refuse_another_run(folder, _decisive(json.loads(run_file.read_text(encoding="utf-8"))), _decisive(identity))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG_FILE).write_text(yaml.safe_dump(identity["config"], sort_keys=False, allow_unicode=True), encoding="utf-8")
-    part = run_file.with_suffix(".part")
-    part.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
-    part.replace(run_file)
+    write_whole(run_file, json.dumps(identity, indent=2) + "\n")
 
 
 def _decisive(identity: dict[str, Any]) -> dict[str, Any]:
